@@ -1,0 +1,86 @@
+"""Checks of arguments at the public boundary: each names the argument, what was expected and what came."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def integer(name: str, value: Any, at_least: int) -> None:
+    """Refuses anything but an integer of `at_least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value}")
+
+
+def rate(name: str, value: Any) -> None:
+    """Refuses anything but a dropout rate, a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number in [0, 1), got {value!r} of type {type(value).__name__}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+
+
+def function(name: str, value: Any) -> None:
+    """Refuses what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r} of type {type(value).__name__}")
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuses anything but one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def array(name: str, value: Any) -> jax.Array:
+    """`value` as a JAX array; a TypeError that names the argument where it is none."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}: {error}") from error
+
+
+def shape(name: str, value: jax.Array, symbols: str, expected: tuple[Any, ...]) -> None:
+    """Refuses an array of another shape than `expected`; `symbols` says how that shape comes about.
+
+    >>> shape("h_0", jnp.zeros((2, 5)), "(*batch, features)", (2, 4))
+    Traceback (most recent call last):
+        ...
+    ValueError: h_0 must have shape (*batch, features) = (2, 4), got (2, 5)
+    """
+    if value.shape != tuple(expected):
+        raise ValueError(f"{name} must have shape {symbols} = {tuple(expected)}, got {value.shape}")
+
+
+def floating(name: str, value: jax.Array) -> None:
+    """Refuses complex and non-numeric arrays; integers are let through, as they promote to floating point."""
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"{name} must be real floating point, got dtype {value.dtype}")
+
+
+def boolean(name: str, value: jax.Array) -> None:
+    """Refuses an array that is not of dtype bool."""
+    if value.dtype != jnp.bool_:
+        raise TypeError(f"{name} must have dtype bool, got {value.dtype}")
+
+
+def lengths(name: str, value: jax.Array, batch: tuple[Any, ...], steps: Any) -> None:
+    """Refuses lengths that are not integers of shape (*batch,) within [0, T]; values only where they are known."""
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
+    shape(name, value, "(*batch,)", batch)
+    if isinstance(value, jax.core.Tracer) or not isinstance(steps, int) or not value.is_fully_addressable:
+        return
+    values = np.asarray(value)
+    if values.size and not (0 <= values.min() and values.max() <= steps):
+        raise ValueError(f"{name} must lie in [0, T] = [0, {steps}], got values in [{values.min()}, {values.max()}]")
+
+
+def names(name: str, value: Mapping[str, Any], expected: tuple[str, ...]) -> None:
+    """Refuses a mapping that lacks one of the `expected` names or has others."""
+    if set(value) != set(expected):
+        raise ValueError(f"{name} must have the entries {sorted(expected)}, got {sorted(value)}")

@@ -1,0 +1,157 @@
+"""The linearisation of a GRU step: its Jacobian J_t = ∂h_t/∂h_tm1 as five elementwise coefficients and U.
+
+Once all states are known, the gates and with them the coefficients of every step follow in parallel over time. With
+c_z = (h_tm1 − n) ⊙ σ'(·) and a_n = (1 − z) ⊙ φ'(·):
+
+    reset after   J y = z ⊙ y + c_r ⊙ (y U_r) + c_z ⊙ (y U_z) + a_n ⊙ r ⊙ (y U_n)       c_r = a_n ⊙ (h_tm1 U_n + c_n) ⊙ σ'(·)
+    reset before  J y = z ⊙ y + c_z ⊙ (y U_z) + a_n ⊙ ((c_r ⊙ (y U_r) + r ⊙ y) U_n)     c_r = h_tm1 ⊙ σ'(·)
+
+A dropout mask m on the recurrent connections multiplies h and y wherever they enter a product with U.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gru_jax import gates
+from gru_jax.cells import GRU, Projected, product, split
+
+
+class Linearisation(NamedTuple):
+    """Coefficients of J_t, each (T, *group, *batch, H) or, for one step, without the time axis."""
+
+    z: jax.Array
+    r: jax.Array
+    c_r: jax.Array
+    c_z: jax.Array
+    a_n: jax.Array
+
+    def held(self, mask: jax.Array) -> "Linearisation":
+        """J = 1 and no response to anything where `mask` is False: there the step holds the state."""
+        held = [jnp.where(mask, coefficient, 0) for coefficient in (self.c_r, self.c_z, self.a_n)]
+        return Linearisation(jnp.where(mask, self.z, 1), self.r, *held)
+
+    def cut(self, resets: jax.Array) -> "Linearisation":
+        """J = 0 where `resets` is True: there the state before was replaced."""
+        z, c_r, c_z, a_n = (jnp.where(resets, 0, c) for c in (self.z, self.c_r, self.c_z, self.a_n))
+        return Linearisation(z, self.r, c_r, c_z, a_n)
+
+
+def linearise(
+    cell: GRU,
+    projected: Projected,
+    h_tm1: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    drop: jax.Array | None,
+    lead: int = 1,
+) -> Linearisation:
+    """The coefficients of J at all steps at once, from the states before them.
+
+    Args:
+      cell: the equations.
+      projected: x_t W + b of each gate, three arrays (*lead, *group, *batch, H).
+      h_tm1: (*lead, *group, *batch, H).
+      kernel: U, (*group, H, 3H).
+      bias: c_n, broadcastable to h_tm1.
+      drop: recurrent dropout mask, broadcastable to h_tm1, or None.
+      lead: the number of time axes, 1 or 0.
+    """
+    x_r, x_z, x_n = projected
+    h_in = _dropped(h_tm1, drop)
+    if cell.reset_after:
+        h_r, h_z, h_n = split(product(h_in, kernel, lead))
+        h_n = h_n + bias
+    else:
+        h_r, h_z = split(product(h_in, _rz(kernel), lead), 2)
+    r, slope_r = _with_slope(functools.partial(gates.reset_gate, gate=cell.gate), x_r, h_r)
+    z, slope_z = _with_slope(functools.partial(gates.update_gate, gate=cell.gate), x_z, h_z)
+    if cell.reset_after:
+        candidate = functools.partial(gates.candidate_reset_after, h_n=h_n, r=r, candidate=cell.candidate)
+        n, slope_n = _with_slope(candidate, x_n)
+    else:
+        candidate = functools.partial(gates.candidate_reset_before, candidate=cell.candidate)
+        n, slope_n = _with_slope(candidate, x_n, product(r * h_in, _n(kernel), lead))
+    a_n = (1 - z) * slope_n
+    c_r = a_n * h_n * slope_r if cell.reset_after else h_in * slope_r
+    return Linearisation(z, r, c_r, (h_tm1 - n) * slope_z, a_n)
+
+
+def source(
+    reset_after: bool,
+    at: Linearisation,
+    h_tm1: jax.Array,
+    kernel: jax.Array,
+    drop: jax.Array | None,
+    d_projected: Projected,
+    d_kernel: jax.Array | None,
+    d_bias: jax.Array,
+    lead: int = 1,
+) -> jax.Array:
+    """The tangent of h_t at fixed h_tm1: what the tangents of everything but the state add at each step.
+
+    Args:
+      reset_after: where the reset gate acts.
+      at: the coefficients.
+      h_tm1, kernel, drop: as in `linearise`.
+      d_projected, d_kernel, d_bias: tangents of x W + b, U and c_n; d_kernel may be None for zero.
+      lead: the number of time axes, 1 or 0.
+    """
+    d_r, d_z, d_n = d_projected
+    if d_kernel is not None:
+        h_in = _dropped(h_tm1, drop)
+        if reset_after:
+            h_r, h_z, h_n = split(product(h_in, d_kernel, lead))
+            d_n = d_n + at.r * h_n
+        else:
+            h_r, h_z = split(product(h_in, _rz(d_kernel), lead), 2)
+            d_n = d_n + product(at.r * h_in, _n(d_kernel), lead)
+        d_r, d_z = d_r + h_r, d_z + h_z
+    if reset_after:
+        return at.c_r * d_r + at.c_z * d_z + at.a_n * (d_n + at.r * d_bias)
+    return at.c_z * d_z + at.a_n * (d_n + product(at.c_r * d_r, _n(kernel), lead))
+
+
+def apply(
+    reset_after: bool, at: Linearisation, kernel: jax.Array, drop: jax.Array | None, y: jax.Array, lead: int = 0
+) -> jax.Array:
+    """J y, at one step (lead = 0) or at all (lead = 1)."""
+    y_in = _dropped(y, drop)
+    if reset_after:
+        y_r, y_z, y_n = split(product(y_in, kernel, lead))
+        return at.z * y + at.c_r * y_r + at.c_z * y_z + at.a_n * (at.r * y_n)
+    y_r, y_z = split(product(y_in, _rz(kernel), lead), 2)
+    return at.z * y + at.c_z * y_z + at.a_n * product(at.c_r * y_r + at.r * y_in, _n(kernel), lead)
+
+
+def apply_transposed(
+    reset_after: bool, at: Linearisation, kernel: jax.Array, drop: jax.Array | None, y: jax.Array, lead: int = 0
+) -> jax.Array:
+    """Jᵀ y, at one step (lead = 0) or at all (lead = 1)."""
+    candidate, transposed = at.a_n * y, jnp.swapaxes
+    if reset_after:
+        through = jnp.concatenate([at.c_r * y, at.c_z * y, at.r * candidate], axis=-1)
+        return at.z * y + _dropped(product(through, transposed(kernel, -1, -2), lead), drop)
+    v = product(candidate, transposed(_n(kernel), -1, -2), lead)
+    through = jnp.concatenate([at.c_r * v, at.c_z * y], axis=-1)
+    return at.z * y + _dropped(at.r * v + product(through, transposed(_rz(kernel), -1, -2), lead), drop)
+
+
+def _with_slope(function: gates.Activation, *args: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An activation's value and its derivative with respect to its preactivation (the sum of args)."""
+    preactivation, *rest = args
+    return jax.jvp(lambda x: function(x, *rest), (preactivation,), (jnp.ones_like(preactivation),))
+
+
+def _dropped(h: jax.Array, drop: jax.Array | None) -> jax.Array:
+    return h if drop is None else h * drop
+
+
+def _rz(kernel: jax.Array) -> jax.Array:
+    return kernel[..., : 2 * kernel.shape[-2]]
+
+
+def _n(kernel: jax.Array) -> jax.Array:
+    return kernel[..., 2 * kernel.shape[-2] :]

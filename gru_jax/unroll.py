@@ -1,0 +1,159 @@
+"""A GRU over a whole sequence."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gru_jax import checks, recurrence
+from gru_jax.cells import GRU, Params, project
+
+METHODS = ("auto", "scan", "fused")
+
+
+def unroll(
+    cell: GRU,
+    params: Params,
+    xs: jax.Array,
+    h_0: jax.Array | None = None,
+    *,
+    lengths: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    resets: jax.Array | None = None,
+    reverse: bool = False,
+    method: str = "auto",
+    recurrent_dropout_mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs a cell over time: h_t = step(h_tm1, x_t) for t = 0 … T − 1.
+
+    Where a step is masked, its input reaches neither an output nor a gradient, even if it is NaN.
+
+    Args:
+      cell: the equations, e.g. `gru_jax.CUDNN`.
+      params: `Params`, as from `cell.init`.
+      xs: (T, *batch, in_features), time first as in `jax.lax.scan`. T = 0 is allowed.
+      h_0: (*batch, features), the state before the first step; zero if None.
+      lengths: (*batch,) integers in [0, T]; steps at and after a sequence's length are masked.
+      mask: (T, *batch) bool; where False the step is masked: the state is held and the output is zero. With `lengths`,
+        a step counts where both say so.
+      resets: (T, *batch) bool; where True h_0 takes the place of the state before step t.
+      reverse: run from step T − 1 to step 0; hs[t] stays beside xs[t], and padding stays at the end.
+      method: "scan", plain `lax.scan` under autodiff, the oracle; "fused", the input projection and all of the gradient
+        that is parallel over time hoisted out of the loop; "auto", the fastest known.
+      recurrent_dropout_mask: (*batch, features), a constant that multiplies the state where it enters the recurrent
+        products (Gal & Ghahramani, NeurIPS 2016).
+
+    Returns:
+      (h_T, hs): the state after the last step in the direction of time, (*batch, features), and the output of every
+      step, (T, *batch, features). hs has the compute dtype, the promotion of those of xs and params; h_T is kept in
+      float32 if the compute dtype is narrower.
+
+    Raises:
+      TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
+
+    >>> import gru_jax
+    >>> cell = gru_jax.CUDNN
+    >>> params = cell.init(jax.random.key(0), in_features=3, features=4)
+    >>> h_T, hs = gru_jax.unroll(cell, params, jnp.ones((10, 2, 3)), lengths=jnp.array([10, 7]))
+    >>> hs.shape, bool((hs[7:, 1] == 0).all()), bool((h_T[1] == hs[6, 1]).all())
+    ((10, 2, 4), True, True)
+    """
+    if not isinstance(cell, GRU):
+        raise TypeError(f"cell must be a gru_jax.GRU, got {type(cell).__name__}")
+    checks.choice("method", method, METHODS)
+    xs = checks.array("xs", xs)
+    if xs.ndim < 2:
+        raise ValueError(f"xs must have shape (T, *batch, in_features), got {xs.shape}")
+    params, xs, state_dtype = cell.prepare(params, xs, "xs", "(T, *batch, in_features)")
+    steps, *batch = xs.shape[:-1]
+    state_shape = (*batch, params.features)
+    h_0 = _optional("h_0", h_0, "(*batch, features)", state_shape, state_dtype)
+    h_0 = jnp.zeros(state_shape, state_dtype) if h_0 is None else h_0
+    drop = _optional("recurrent_dropout_mask", recurrent_dropout_mask, "(*batch, features)", state_shape, state_dtype)
+    drop = None if drop is None else jax.lax.stop_gradient(drop)
+    mask = _flags("mask", mask, xs)
+    resets = _flags("resets", resets, xs)
+    if lengths is not None:
+        lengths = checks.array("lengths", lengths)
+        checks.lengths("lengths", lengths, tuple(batch), steps)
+        within = jnp.arange(steps).reshape(-1, *[1] * (xs.ndim - 1)) < lengths[..., None]
+        mask = within if mask is None else mask & within
+    if steps == 0:
+        return h_0, jnp.zeros((0, *state_shape), xs.dtype)
+    if mask is not None:
+        xs = jnp.where(mask, xs, 0)
+    run = _scan if method == "scan" else _fused
+    hs = run(cell, params, xs, h_0, drop, mask, resets, reverse)
+    outputs = hs if mask is None else jnp.where(mask, hs, 0)
+    return hs[0 if reverse else -1], outputs.astype(xs.dtype)
+
+
+def _scan(
+    cell: GRU,
+    params: Params,
+    xs: jax.Array,
+    h_0: jax.Array,
+    drop: jax.Array | None,
+    mask: jax.Array | None,
+    resets: jax.Array | None,
+    reverse: bool,
+) -> jax.Array:
+    """The states, step by step: nothing but `cell.step` under `lax.scan`."""
+
+    def step(h_tm1, inputs):
+        x_t, keep, reset = inputs
+        if reset is not None:
+            h_tm1 = jnp.where(reset, h_0, h_tm1)
+        h_t = cell.step(params, h_tm1, x_t, recurrent_dropout_mask=drop)
+        if keep is not None:
+            h_t = jnp.where(keep, h_t, h_tm1)
+        return h_t, h_t
+
+    return jax.lax.scan(step, h_0, (xs, mask, resets), reverse=reverse)[1]
+
+
+def _fused(
+    cell: GRU,
+    params: Params,
+    xs: jax.Array,
+    h_0: jax.Array,
+    drop: jax.Array | None,
+    mask: jax.Array | None,
+    resets: jax.Array | None,
+    reverse: bool,
+) -> jax.Array:
+    """The states by the two recurrences of `gru_jax.recurrence`."""
+    bias = jnp.zeros(params.features) if params.recurrent_bias is None else params.recurrent_bias
+    bias = bias.astype(h_0.dtype).reshape(*[1] * (h_0.ndim - 1), -1)
+    projected = project(params, xs, h_0.dtype)
+    return recurrence.states(
+        cell,
+        projected,
+        h_0,
+        params.recurrent_kernel,
+        bias,
+        drop=drop,
+        mask=mask,
+        resets=resets,
+        reverse=reverse,
+    )
+
+
+def _optional(name: str, value: Any, symbols: str, expected: tuple[Any, ...], dtype: Any) -> jax.Array | None:
+    """An array of a known shape, cast to dtype; or None."""
+    if value is None:
+        return None
+    value = checks.array(name, value)
+    checks.shape(name, value, symbols, expected)
+    checks.floating(name, value)
+    return value.astype(dtype)
+
+
+def _flags(name: str, value: Any, xs: jax.Array) -> jax.Array | None:
+    """A bool array (T, *batch), with a feature axis added for broadcasting; or None."""
+    if value is None:
+        return None
+    value = checks.array(name, value)
+    checks.boolean(name, value)
+    checks.shape(name, value, "(T, *batch)", xs.shape[:-1])
+    return value[..., None]
