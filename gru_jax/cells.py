@@ -120,8 +120,15 @@ class GRU:
         """
         checks.integer("in_features", in_features, at_least=1)
         checks.integer("features", features, at_least=1)
-        inits = (kernel_init, recurrent_kernel_init, bias_init, bias_init if update_bias_init is None else update_bias_init)
-        for name, init in zip(("kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init"), inits, strict=True):
+        inits = (
+            kernel_init,
+            recurrent_kernel_init,
+            bias_init,
+            bias_init if update_bias_init is None else update_bias_init,
+        )
+        for name, init in zip(
+            ("kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init"), inits, strict=True
+        ):
             checks.function(name, init)
         if update_bias_init is not None and not use_bias:
             raise ValueError("update_bias_init needs use_bias=True, got use_bias=False")
@@ -183,7 +190,9 @@ class GRU:
             checks.shape("params.bias", bias, "(3·features,)", (3 * features,))
         if recurrent_bias is not None:
             if not self.reset_after:
-                raise ValueError("params.recurrent_bias must be None with reset_after=False: that cell has no such bias")
+                raise ValueError(
+                    "params.recurrent_bias must be None with reset_after=False: that cell has no such bias"
+                )
             checks.shape("params.recurrent_bias", recurrent_bias, "(features,)", (features,))
         checks.shape(name, x, symbols, (*x.shape[:-1], kernel.shape[0]))
         dtype = jnp.result_type(x, *(leaf for leaf in params if leaf is not None))
@@ -238,11 +247,10 @@ def split(packed: jax.Array, parts: int = 3) -> list[jax.Array]:
 
 def project(params: Params, x: jax.Array, dtype: Any) -> Projected:
     """The projected input x W + b of each gate: (..., D) to three arrays (..., H) of `dtype`."""
-    biases = [0.0] * 3 if params.bias is None else split(params.bias.astype(dtype))
-    kernels = split(params.kernel)
-    x_r, x_z, x_n = (
-        jnp.matmul(x, kernel, preferred_element_type=dtype) + bias for kernel, bias in zip(kernels, biases, strict=True)
-    )
+    projected = [jnp.matmul(x, kernel, preferred_element_type=dtype) for kernel in split(params.kernel)]
+    if params.bias is not None:
+        projected = [x_g + bias for x_g, bias in zip(projected, split(params.bias.astype(dtype)), strict=True)]
+    x_r, x_z, x_n = projected
     return x_r, x_z, x_n
 
 
@@ -275,15 +283,18 @@ def _init(
 ) -> Params:
     kernel_init, recurrent_kernel_init, bias_init, update_bias_init = inits
     keys = jax.random.split(key, 6)
-    kernel = initializers.per_gate(kernel_init, keys[0], in_features, features, dtype)
-    recurrent_kernel = initializers.per_gate(recurrent_kernel_init, keys[1], features, features, dtype)
-    if not use_bias:
-        return Params(kernel, recurrent_kernel)
-    b_r, b_z, b_n, c_n = (
-        init(k, (features,), dtype)
-        for init, k in zip((bias_init, update_bias_init, bias_init, bias_init), keys[2:], strict=True)
-    )
-    return Params(kernel, recurrent_kernel, jnp.concatenate([b_r, b_z, b_n]), c_n if reset_after else None)
+    # Decompositions, as orthogonal initializers need them, do not exist in half precision.
+    wide = jnp.promote_types(dtype, jnp.float32)
+    kernel = initializers.per_gate(kernel_init, keys[0], in_features, features, wide)
+    recurrent_kernel = initializers.per_gate(recurrent_kernel_init, keys[1], features, features, wide)
+    params = Params(kernel, recurrent_kernel)
+    if use_bias:
+        b_r, b_z, b_n, c_n = (
+            init(k, (features,), wide)
+            for init, k in zip((bias_init, update_bias_init, bias_init, bias_init), keys[2:], strict=True)
+        )
+        params = Params(kernel, recurrent_kernel, jnp.concatenate([b_r, b_z, b_n]), c_n if reset_after else None)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 CUDNN = GRU()
@@ -295,4 +306,4 @@ CHO2014 = GRU(reset_after=False)
 GOODFELLOW = GRU(reset_after=False, candidate=jax.nn.sigmoid)
 """Reset before, a logistic candidate, so that h lies in (0, 1): Goodfellow et al. 2016, equations 10.45 to 10.47.
 
-The book lets the input and gates of time t − 1 make h of time t; here, as everywhere in the field, those of time t do."""
+The book makes h of time t from the input and the gates of time t − 1; here, as everywhere, all are those of time t."""

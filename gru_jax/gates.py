@@ -75,9 +75,7 @@ def candidate_reset_before(x_n: jax.Array, rh_n: jax.Array, candidate: Activatio
     return candidate(x_n + rh_n)
 
 
-def candidate_reset_after(
-    x_n: jax.Array, h_n: jax.Array, r: jax.Array, candidate: Activation = jnp.tanh
-) -> jax.Array:
+def candidate_reset_after(x_n: jax.Array, h_n: jax.Array, r: jax.Array, candidate: Activation = jnp.tanh) -> jax.Array:
     """The candidate with the reset gate after the product: n = φ(x W_n + b_n + r ⊙ (h_tm1 U_n + c_n)).
 
     [C] in its v1; the form of cuDNN, PyTorch, Flax and Keras' default.

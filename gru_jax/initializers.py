@@ -16,8 +16,16 @@ Initializer = Callable[..., jax.Array]
 
 glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
 lecun_normal: Initializer = jax.nn.initializers.lecun_normal()
-orthogonal: Initializer = jax.nn.initializers.orthogonal()
 zeros: Initializer = jax.nn.initializers.zeros
+
+
+def orthogonal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """`jax.nn.initializers.orthogonal()`, drawn in float32 for half precision, where JAX has no QR decomposition.
+
+    >>> orthogonal(jax.random.key(0), (3, 3), jnp.bfloat16).dtype
+    dtype(bfloat16)
+    """
+    return jax.nn.initializers.orthogonal()(key, shape, jnp.promote_types(dtype, jnp.float32)).astype(dtype)
 
 
 def chrono(max_time: int) -> Initializer:

@@ -1,10 +1,10 @@
 """The linearisation of a GRU step: its Jacobian J_t = ∂h_t/∂h_tm1 as five elementwise coefficients and U.
 
 Once all states are known, the gates and with them the coefficients of every step follow in parallel over time. With
-c_z = (h_tm1 − n) ⊙ σ'(·) and a_n = (1 − z) ⊙ φ'(·):
+q = h_tm1 U_n + c_n, c_z = (h_tm1 − n) ⊙ σ'(·) and a_n = (1 − z) ⊙ φ'(·):
 
-    reset after   J y = z ⊙ y + c_r ⊙ (y U_r) + c_z ⊙ (y U_z) + a_n ⊙ r ⊙ (y U_n)       c_r = a_n ⊙ (h_tm1 U_n + c_n) ⊙ σ'(·)
-    reset before  J y = z ⊙ y + c_z ⊙ (y U_z) + a_n ⊙ ((c_r ⊙ (y U_r) + r ⊙ y) U_n)     c_r = h_tm1 ⊙ σ'(·)
+    reset after   J y = z ⊙ y + c_r ⊙ (y U_r) + c_z ⊙ (y U_z) + a_n ⊙ r ⊙ (y U_n)     c_r = a_n ⊙ q ⊙ σ'(·)
+    reset before  J y = z ⊙ y + c_z ⊙ (y U_z) + a_n ⊙ ((c_r ⊙ (y U_r) + r ⊙ y) U_n)   c_r = h_tm1 ⊙ σ'(·)
 
 A dropout mask m on the recurrent connections multiplies h and y wherever they enter a product with U.
 """

@@ -5,8 +5,8 @@
 
 The derivative of the first is the second; the derivative of the second is itself with another source; its transpose is
 itself run the other way. So these two, with sources and contractions that are parallel over time, make every derivative
-of every order, and a faster way to run them is one more lowering of each. `custom_vjp` would have lost forward mode, and
-`linear_call` cannot be batched.
+of every order, and a faster way to run them is one more lowering of each. `custom_vjp` would have lost forward mode,
+and `linear_call` cannot be batched.
 
 Operands and shapes, common to both: T time, *group axes of weights that were batched by `vmap` (usually none), *batch.
 
@@ -225,7 +225,9 @@ def _linear_impl(
         y_t = s_t + pulled
         return apply_transposed(reset_after, at_t, kernel, drop, y_t), y_t
 
-    return jax.lax.scan(backward if transposed else forward, jnp.zeros_like(s[0]), (at, s), reverse=reverse != transposed)[1]
+    return jax.lax.scan(
+        backward if transposed else forward, jnp.zeros_like(s[0]), (at, s), reverse=reverse != transposed
+    )[1]
 
 
 def _linear_jvp(
@@ -269,10 +271,8 @@ def _moved_source(
 
 def _linear_transpose(ct: Any, *args: Any, names: tuple[str, ...], transposed: bool, **params: Any) -> list[Any]:
     at, kernel, drop, s = _unpack(args, names)
-    if type(ct) is ad.Zero:
-        ct_s = ad.Zero(s.aval)
-    else:
-        ct_s = linear(at, kernel, drop, ct, transposed=not transposed, **params)
+    zero = type(ct) is ad.Zero
+    ct_s = ad.Zero(s.aval) if zero else linear(at, kernel, drop, ct, transposed=not transposed, **params)
     return [None] * (len(args) - 1) + [ct_s]
 
 

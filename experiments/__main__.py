@@ -1,0 +1,11 @@
+"""`python -m experiments`: see `experiments.cli`."""
+
+import time
+
+STARTED = time.perf_counter()
+
+if __name__ == "__main__":
+    # After the clock: importing JAX is part of the time to the first step.
+    from experiments.cli import main
+
+    raise SystemExit(main(started=STARTED))

@@ -1,0 +1,74 @@
+"""The command line: `python -m experiments train TASK`."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from experiments import config, runs, session, tasks
+
+
+def main(arguments: Sequence[str] | None = None, started: float | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      arguments: of the command line, without the program's name; by default those of the process.
+      started: `time.perf_counter()` when the process began.
+
+    Returns:
+      The exit status: 2 for a mistake in the arguments, else that of `experiments.session.train`.
+    """
+    started = time.perf_counter() if started is None else started
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = parse(arguments)
+        options.check()
+        use_compilation_cache()
+        run = runs.open_run(options.folder, options.config, options.resume)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return session.train(run, options, started)
+
+
+def parse(arguments: Sequence[str]) -> config.Train:
+    """What the arguments say: `train TASK`, with the options and defaults of that task.
+
+    Raises:
+      ValueError: if there is no such task; the message suggests the nearest name.
+      SystemExit: after `--help`, or if an option is unknown or cannot be read.
+    """
+    match arguments:
+        case ["train", name, *_] if not name.startswith("-"):
+            tasks.get(name)
+    by_task: Any = tyro.extras.subcommand_type_from_defaults(
+        {name: config.defaults(name) for name in tasks.TASKS},
+        descriptions={name: task.summary for name, task in tasks.TASKS.items()},
+        prefix_names=False,
+    )
+
+    def train(options: by_task) -> config.Train:
+        """Train a GRU on a task until it is solved or the budget of steps is spent."""
+        return options
+
+    return tyro.extras.subcommand_cli_from_dict(
+        {"train": train},
+        prog=config.PROGRAM,
+        description="Experiments with GRUs on synthetic memory tasks.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "gru_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,67 @@
+"""Figures of a run. Drawn without pyplot: no global state, and no window system is asked for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import tasks
+from experiments.config import Config
+
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#555555"
+
+
+def learning_curve(path: Path, config: Config, metrics: Sequence[dict[str, Any]]) -> None:
+    """Draws loss against steps, with the trivial baseline and the published reference, into a PNG.
+
+    Args:
+      path: of the PNG; replaced in one step.
+      config: of the run.
+      metrics: the lines of metrics.jsonl.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    task = tasks.get(config.task)
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    steps = [line["step"] for line in metrics]
+    axes.plot(
+        steps,
+        [line["train_loss"] for line in metrics],
+        color=BLUE,
+        alpha=0.45,
+        marker=".",
+        label="training, mean of a chunk",
+    )
+    axes.plot(steps, [line["eval_loss"] for line in metrics], color=BLUE, marker=".", label="evaluation on fresh data")
+    baseline = task.baseline(config.length)
+    axes.axhline(baseline, color=GREY, linestyle="--", label=f"trivial baseline, {baseline:.3g}")
+    _draw_reference(axes, task, config.length)
+    axes.set_yscale("log")
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel(task.loss_name)
+    axes.set_title(f"{task.name}, T = {config.length}, seed {config.seed}")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+
+
+def reference_level(task: tasks.Task, length: int) -> float | None:
+    """The published loss at this length: the same share of the trivial baseline as where it was measured."""
+    if task.reference is None:
+        return None
+    return task.reference.loss / task.baseline(task.reference.length) * task.baseline(length)
+
+
+def _draw_reference(axes: Any, task: tasks.Task, length: int) -> None:
+    level = reference_level(task, length)
+    if task.reference is None or level is None:
+        axes.plot([], [], " ", label="no published reference")
+        return
+    loss, measured, source = task.reference
+    share = loss / task.baseline(measured)
+    label = f"published: {loss:.3g} at T = {measured}, {share:.2g} of its baseline\n({source})"
+    axes.axhline(level, color=ORANGE, linestyle="-.", label=label)

@@ -1,0 +1,191 @@
+"""A run folder: what a run leaves on disk, in an order that survives being killed at any moment.
+
+::
+
+    config.json     settings that determine the result; written first, never changed
+    metrics.jsonl   a line after every chunk: step, train_loss, eval_loss, …
+    checkpoints/    training states, by orbax, which makes a checkpoint visible only when it is whole
+    summary.json    how the run ended; its presence means that it has
+    curve.png       learning curve
+    timing.jsonl    wall-clock times, beside metrics.jsonl: all that differs when a run is repeated
+
+A metrics line is on disk before the checkpoint of its step is begun. So whatever was interrupted, every line up to the
+last whole checkpoint is there, and resuming cuts off the lines after it, a torn one too, and does those steps again.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.config import Config
+from experiments.training import State
+
+CONFIG, METRICS, TIMING, SUMMARY, CURVE, CHECKPOINTS = (
+    "config.json",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "summary.json",
+    "curve.png",
+    "checkpoints",
+)
+
+
+class Run:
+    """An open run folder.
+
+    Attributes:
+      folder: its path.
+      metrics: the lines of metrics.jsonl.
+      timing: the lines of timing.jsonl.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.metrics: list[dict[str, Any]] = []
+        self.timing: list[dict[str, Any]] = []
+        self._saved: int | None = None
+        self._manager: Any = None
+
+    def result(self) -> dict[str, Any] | None:
+        """How the run ended, its logs loaded; or None if it has not."""
+        path = self.folder / SUMMARY
+        if not path.exists():
+            return None
+        self.metrics, self.timing = (_lines(self.folder / name) for name in (METRICS, TIMING))
+        return json.loads(path.read_text())
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint that is whole, or None."""
+        return None if self._saved is None else self.folder / CHECKPOINTS / str(self._saved)
+
+    def restore(self, abstract: State) -> State | None:
+        """The state of the last checkpoint, after cutting the logs back to it; None if there is no checkpoint.
+
+        Args:
+          abstract: the state's shapes and dtypes.
+
+        Raises:
+          ValueError: if metrics.jsonl lacks lines that it must have.
+        """
+        self._saved = self._checkpoints().latest_step() if (self.folder / CHECKPOINTS).exists() else None
+        done = self._saved or 0
+        self.metrics, self.timing = (self._cut(name, done) for name in (METRICS, TIMING))
+        if self._saved is None:
+            return None
+        if not self.metrics or self.metrics[-1]["step"] != done:
+            raise ValueError(f"{self.folder / METRICS} lacks the line of step {done}, which has a checkpoint")
+        import orbax.checkpoint as ocp
+
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract)
+        return self._checkpoints().restore(done, args=ocp.args.StandardRestore(placed))
+
+    def record(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Appends a line to metrics.jsonl and to timing.jsonl."""
+        for name, lines, line in ((TIMING, self.timing, timing), (METRICS, self.metrics, metrics)):
+            with (self.folder / name).open("a") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+            lines.append(line)
+
+    def save(self, state: State) -> None:
+        """Begins a checkpoint of a state whose metrics are recorded; it is written in the background."""
+        import orbax.checkpoint as ocp
+
+        step = int(state.step)
+        if step == self._saved:
+            return
+        with (self.folder / METRICS).open("a") as file:
+            os.fsync(file.fileno())
+        self._checkpoints().save(step, args=ocp.args.StandardSave(state))
+        self._saved = step
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Waits for the last checkpoint and marks the run as ended."""
+        self.close()
+        _write(self.folder / SUMMARY, result)
+
+    def close(self) -> None:
+        """Waits until the checkpoints are written."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _checkpoints(self) -> Any:
+        # Imported only where needed: orbax takes a second that the first training step need not wait for.
+        import orbax.checkpoint as ocp
+
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+            self._manager = ocp.CheckpointManager((self.folder / CHECKPOINTS).absolute(), options=options)
+        return self._manager
+
+    def _cut(self, name: str, step: int) -> list[dict[str, Any]]:
+        """The lines of a log up to a step, to which the file is cut back."""
+        path = self.folder / name
+        kept = [line for line in _lines(path) if line["step"] <= step]
+        if path.exists():
+            _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+        return kept
+
+
+def open_run(folder: Path, config: Config, resume: bool) -> Run:
+    """The run folder for a configuration: a new one, or with `resume` an existing one.
+
+    Raises:
+      ValueError: if the folder holds a run and `resume` is not given, or a run of another configuration, or anything
+        that is no run. Nothing is ever overwritten.
+    """
+    path = folder / CONFIG
+    if path.exists():
+        _check_same(folder, json.loads(path.read_text())["config"], config.as_dict())
+        if not resume:
+            raise ValueError(
+                f"{folder} holds this run already; go on with --resume, or choose another folder with --out"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(not _is_partial(entry) for entry in folder.iterdir())):
+        raise ValueError(f"{folder} exists and holds no run; choose another folder with --out")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(path, {"config": config.as_dict(), "made_with": _versions()})
+    return Run(folder)
+
+
+def _check_same(folder: Path, existing: dict[str, Any], wanted: dict[str, Any]) -> None:
+    changed = [name for name in {**existing, **wanted} if existing.get(name) != wanted.get(name)]
+    if changed:
+        differences = ", ".join(f"{name} {existing.get(name)} (now {wanted.get(name)})" for name in changed)
+        raise ValueError(f"{folder} holds a run with other settings: {differences}; choose another folder with --out")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that was torn, without its line break, is not among them."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _versions() -> dict[str, str]:
+    import gru_jax
+
+    return {"gru_jax": gru_jax.__version__, "jax": jax.__version__, "platform": jax.default_backend()}
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file in one step: it is there with all of the text, or as it was."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.endswith(".partial")

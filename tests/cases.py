@@ -1,0 +1,60 @@
+"""The table that every method must agree on: cells × options, and one random problem to run them on."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import gru_jax
+
+CELLS = {"cudnn": gru_jax.CUDNN, "cho2014": gru_jax.CHO2014, "goodfellow": gru_jax.GOODFELLOW}
+
+OPTIONS = {
+    "plain": (),
+    "reverse": ("reverse",),
+    "mask": ("mask",),
+    "lengths_reverse": ("lengths", "reverse"),
+    "resets": ("resets",),
+    "dropout": ("recurrent_dropout_mask",),
+    "all": ("mask", "lengths", "resets", "recurrent_dropout_mask", "reverse"),
+}
+
+STEPS, BATCH, IN_FEATURES, FEATURES = 6, 3, 2, 4
+
+
+class Problem(NamedTuple):
+    """Weights, inputs (T, B, D), h_0 (B, H), and the keyword arguments of `unroll`."""
+
+    params: gru_jax.Params
+    xs: jax.Array
+    h_0: jax.Array
+    options: dict
+
+
+def normal_init(key, shape, dtype):
+    return jax.random.normal(key, shape, dtype)
+
+
+def problem(cell, options=(), *, dtype=jnp.float64, seed=0, use_bias=True, batch=(BATCH,), steps=STEPS) -> Problem:
+    """A random problem whose every parameter is away from zero, biases too."""
+    keys = jax.random.split(jax.random.key(seed), 8)
+    params = cell.init(keys[0], IN_FEATURES, FEATURES, use_bias=use_bias, bias_init=normal_init, dtype=dtype)
+    xs = jax.random.normal(keys[1], (steps, *batch, IN_FEATURES), dtype)
+    h_0 = jax.random.normal(keys[2], (*batch, FEATURES), dtype)
+    every = {
+        "mask": jax.random.bernoulli(keys[3], 0.7, (steps, *batch)),
+        "lengths": jnp.arange(steps, steps - 2 * BATCH, -2)[:BATCH].reshape(batch) if batch == (BATCH,) else None,
+        "resets": jax.random.bernoulli(keys[4], 0.3, (steps, *batch)),
+        "recurrent_dropout_mask": jax.random.bernoulli(keys[5], 0.5, (*batch, FEATURES)).astype(dtype) * 2,
+        "reverse": True,
+    }
+    return Problem(params, xs, h_0, {name: every[name] for name in options})
+
+
+def combined_mask(options, steps=STEPS):
+    """mask and lengths as the one mask (T, B) that they amount to, or None."""
+    mask = options.get("mask")
+    if (lengths := options.get("lengths")) is not None:
+        within = jnp.arange(steps)[:, None] < lengths
+        mask = within if mask is None else mask & within
+    return mask

@@ -1,0 +1,220 @@
+"""Every derivative of the fused recurrences, against autodiff of the plain scan and against finite differences.
+
+All in float64. The two differ by rounding alone; 1e-9 is the bound that the package promises, and derivatives of this
+problem are of order 1 to 100.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+import gru_jax
+from tests.cases import BATCH, CELLS, FEATURES, OPTIONS, STEPS, problem
+
+WRT = (0, 1, 2)
+RESETS = {name: CELLS[name] for name in ("cudnn", "cho2014")}
+
+
+def tangents(args):
+    """Fixed directions, one for each argument."""
+    return jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size) + 1.0).reshape(x.shape), args)
+
+
+def dot(a, b):
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def scalar(cell, options, method):
+    """A loss of weights, inputs and initial state that weighs every output and the final state differently."""
+    weight = jnp.sin(jnp.arange(STEPS * BATCH * FEATURES)).reshape(STEPS, BATCH, FEATURES)
+
+    def loss(*args):
+        h_last, hs = gru_jax.unroll(cell, *args, method=method, **options)
+        return (weight * jnp.sin(hs)).sum() + (h_last**3).sum()
+
+    return loss
+
+
+def reverse_over_reverse(f):
+    return lambda *args: jax.grad(lambda *a: dot(jax.grad(f, WRT)(*a), tangents(args)), WRT)(*args)
+
+
+OPERATORS = {
+    "value_and_grad": lambda f: jax.value_and_grad(f, WRT),
+    "jvp": lambda f: lambda *args: jax.jvp(f, args, tangents(args)),
+    "linearize": lambda f: lambda *args: jax.linearize(f, *args)[1](*tangents(args)),
+    "forward_over_reverse": lambda f: lambda *args: jax.jvp(jax.grad(f, WRT), args, tangents(args)),
+    "reverse_over_forward": lambda f: lambda *args: jax.grad(lambda *a: jax.jvp(f, a, tangents(args))[1], WRT)(*args),
+    "reverse_over_reverse": reverse_over_reverse,
+    "third_order": lambda f: lambda *args: jax.jvp(reverse_over_reverse(f), args, tangents(args))[1],
+    "checkpointed": lambda f: jax.grad(jax.checkpoint(f), WRT),
+    "checkpointed_states": lambda f: jax.grad(jax.checkpoint(f, policy=gru_jax.save_states), WRT),
+}
+
+
+# Every option with one derivative of first and one of second order, every other derivative with none and all options.
+TABLE = [
+    (options, operator)
+    for operator in OPERATORS
+    for options in (OPTIONS if operator in ("value_and_grad", "forward_over_reverse") else ("plain", "all"))
+]
+
+
+@pytest.mark.parametrize(("options", "operator"), TABLE)
+@pytest.mark.parametrize("cell", RESETS)
+def test_derivative_is_that_of_the_scan(cell, options, operator):
+    p = problem(CELLS[cell], OPTIONS[options])
+
+    def derivative(method):
+        return jax.jit(OPERATORS[operator](scalar(CELLS[cell], p.options, method)))(*p[:3])
+
+    chex.assert_trees_all_close(derivative("fused"), derivative("scan"), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("operator", [jax.hessian, jax.jacfwd, jax.jacrev], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("cell", RESETS)
+def test_whole_matrices(cell, operator):
+    p = problem(CELLS[cell], ("mask", "resets"), steps=3)
+
+    def matrix(method):
+        def run(*args):
+            h_last, hs = gru_jax.unroll(CELLS[cell], *args, method=method, **p.options)
+            return (jnp.sin(hs).sum() + (h_last**3).sum()) if operator is jax.hessian else (h_last, hs)
+
+        return jax.jit(operator(run, WRT))(*p[:3])
+
+    chex.assert_trees_all_close(matrix("fused"), matrix("scan"), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("options", ["plain", "all"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_against_finite_differences(cell, options):
+    """Central differences along a direction: of the loss against its gradient, of the gradient against its jvp."""
+    p = problem(CELLS[cell], OPTIONS[options])
+    args, direction, eps = p[:3], tangents(p[:3]), 1e-5
+    loss = scalar(CELLS[cell], p.options, "fused")
+
+    @jax.jit
+    def everything(distance):
+        at = jax.tree.map(lambda x, v: x + distance * v, args, direction)
+        gradient, change = jax.jvp(jax.grad(loss, WRT), at, direction)
+        return loss(*at), gradient, change
+
+    (before, before_gradient, _), (after, after_gradient, _) = everything(-eps), everything(eps)
+    _, gradient, change = everything(0.0)
+    chex.assert_trees_all_close((after - before) / (2 * eps), dot(gradient, direction), atol=1e-7, rtol=1e-7)
+    differences = jax.tree.map(lambda b, a: (a - b) / (2 * eps), before_gradient, after_gradient)
+    chex.assert_trees_all_close(differences, change, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrt", [0, 1, 2], ids=["params", "xs", "h_0"])
+@pytest.mark.parametrize("cell", RESETS)
+def test_one_argument_at_a_time(cell, wrt):
+    """The rules drop the terms of arguments that do not move; each alone must still be right."""
+    p = problem(CELLS[cell], ("resets",))
+
+    def derivatives(method):
+        f = scalar(CELLS[cell], p.options, method)
+        return jax.jit(lambda *args: (jax.grad(f, wrt)(*args), jax.hessian(f, wrt)(*args)))(*p[:3])
+
+    chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
+
+
+# --- vmap -------------------------------------------------------------------------------------------------------------
+
+# Which of (params, xs, h_0, mask, resets) are batched.
+AXES = {
+    "inputs": (None, 0, None, None, None),
+    "state": (None, None, 0, None, None),
+    "flags": (None, None, None, 0, 0),
+    "weights": (0, None, None, None, None),
+    "everything": (0, 0, 0, 0, 0),
+}
+
+
+def stacked(tree, axis, size=2):
+    """`tree` unchanged where axis is None, else `size` different copies along a new first axis."""
+    if axis is None:
+        return tree
+    if jax.tree.leaves(tree)[0].dtype == bool:
+        return jnp.stack([jnp.roll(tree, i, 0) for i in range(size)])
+    return jax.tree.map(lambda x: jnp.stack([x * (1 + i / 2) for i in range(size)]), tree)
+
+
+@functools.cache
+def flagged_problem(cell):
+    p = problem(CELLS[cell], ("mask", "resets"))
+    return *p[:3], p.options["mask"], p.options["resets"]
+
+
+def flagged(cell, method):
+    def loss(params, xs, h_0, mask, resets):
+        return scalar(CELLS[cell], {"mask": mask, "resets": resets}, method)(params, xs, h_0)
+
+    return loss
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("cell", RESETS)
+def test_vmap_of_second_order(cell, axes):
+    args = [stacked(arg, axis) for arg, axis in zip(flagged_problem(cell), AXES[axes], strict=True)]
+
+    def batched(method):
+        def derivative(params, xs, h_0, mask, resets):
+            f = flagged(cell, method)
+            return reverse_over_reverse(lambda *moving: f(*moving, mask, resets))(params, xs, h_0)
+
+        return jax.jit(jax.vmap(derivative, AXES[axes]))(*args)
+
+    chex.assert_trees_all_close(batched("fused"), batched("scan"), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("cell", RESETS)
+def test_derivative_of_vmap(cell, axes):
+    args = [stacked(arg, axis) for arg, axis in zip(flagged_problem(cell), AXES[axes], strict=True)]
+
+    def derivative(method):
+        return jax.jit(jax.grad(lambda *a: jax.vmap(flagged(cell, method), AXES[axes])(*a).sum(), WRT))(*args)
+
+    chex.assert_trees_all_close(derivative("fused"), derivative("scan"), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", [("weights", "inputs"), ("inputs", "weights"), ("weights", "weights")])
+@pytest.mark.parametrize("cell", RESETS)
+def test_vmap_in_vmap(cell, order):
+    outer, inner = (AXES[axes] for axes in order)
+    args = [stacked(stacked(arg, i, 2), o, 3) for arg, i, o in zip(flagged_problem(cell), inner, outer, strict=True)]
+
+    def batched(method):
+        value_and_grad = jax.value_and_grad(flagged(cell, method), WRT)
+        return jax.jit(jax.vmap(jax.vmap(value_and_grad, inner), outer))(*args)
+
+    chex.assert_trees_all_close(batched("fused"), batched("scan"), atol=1e-9, rtol=1e-9)
+
+
+# --- Padding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["scan", "fused"])
+@pytest.mark.parametrize("cell", RESETS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_padding_of_nan_reaches_nothing(cell, method, reverse):
+    p = problem(CELLS[cell])
+    options = {"lengths": jnp.array([0, 4, STEPS]), "reverse": reverse}
+    padding = (jnp.arange(STEPS)[:, None] >= options["lengths"])[..., None]
+    loss = scalar(CELLS[cell], options, method)
+
+    @jax.jit
+    def everything(xs):
+        args = (p.params, xs, p.h_0)
+        value, grads = jax.value_and_grad(loss, WRT)(*args)
+        return value, grads, jax.jvp(jax.grad(loss, WRT), args, tangents(args))[1]
+
+    clean, spoilt = everything(p.xs), everything(jnp.where(padding, jnp.nan, p.xs))
+    chex.assert_tree_all_finite(spoilt)
+    chex.assert_trees_all_equal(spoilt, clean)
+    assert not jnp.where(padding, spoilt[1][1], 0).any()

@@ -1,0 +1,297 @@
+"""Runs from the command line: what they leave on disk, how they end, and that an interrupted one ends the same."""
+
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cli, config, plots, progress, runs, tasks, training
+
+ROOT = Path(__file__).parent.parent
+TINY = shlex.split("--length 6 --hidden 8 --batch 4 --chunk 5 --evaluation 8 --steps 23 --checkpoint-seconds 0")
+LONGER = shlex.split("--length 6 --hidden 8 --batch 4 --chunk 5 --evaluation 8 --steps 153 --checkpoint-seconds 0")
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def call(folder, *options, task="adding"):
+    return cli.main(["train", task, *TINY, "--out", str(folder), *options])
+
+
+def assert_same_run(one, other):
+    """Equal bit for bit: logs, result, and the parameters of the last checkpoint."""
+    for name in (runs.CONFIG, runs.METRICS, runs.SUMMARY):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for a, b in zip(jax.tree.leaves(last_state(one)), jax.tree.leaves(last_state(other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def last_state(folder):
+    settings = config.Config(**json.loads((folder / runs.CONFIG).read_text())["config"])
+    run = runs.Run(folder)
+    state = run.restore(jax.eval_shape(lambda: training.init(settings)))
+    run.close()
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never interrupted; to be copied, not changed."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder.parent / "cache"))
+        assert call(folder) == 0
+    return folder
+
+
+def test_run_folder(finished):
+    assert {entry.name for entry in finished.iterdir()} == {
+        runs.CONFIG,
+        runs.METRICS,
+        runs.TIMING,
+        runs.SUMMARY,
+        runs.CURVE,
+        runs.CHECKPOINTS,
+    }
+    lines = [json.loads(line) for line in (finished / runs.METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 23]
+    assert all(set(line) == {"step", "train_loss", "eval_loss"} for line in lines)
+    assert json.loads((finished / runs.SUMMARY).read_text()) == {
+        "status": "budget spent",
+        "baseline": 1 / 6,
+        **lines[-1],
+    }
+    assert json.loads((finished / runs.CONFIG).read_text())["config"]["hidden"] == 8
+    assert (finished / runs.CURVE).read_bytes().startswith(b"\x89PNG")
+    assert last_state(finished).step == 23
+
+
+def test_summary(finished, capsys):
+    """On a finished run --resume shows the summary again, and changes nothing."""
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert call(finished, "--resume") == 0
+    shown = capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert len(shown.splitlines()) < 24
+    for piece in (
+        "adding, T = 6, seed 0",
+        "not solved",
+        "23 steps",
+        "of the baseline",
+        "arXiv",
+        "steps/s",
+        str(finished),
+    ):
+        assert piece in shown
+    again = next(line for line in shown.splitlines() if "show again" in line).split("again", 1)[1]
+    assert cli.parse(shlex.split(again)[3:]).config == cli.parse(["train", "adding", *TINY]).config
+
+
+@pytest.mark.parametrize("damage", ["torn line", "lines ahead", "older checkpoint", "no checkpoint", "unfinished save"])
+def test_resume_after_damage(finished, tmp_path, damage):
+    """Whatever a kill can leave behind, the resumed run is the uninterrupted one."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / runs.SUMMARY).unlink()
+    if damage in ("older checkpoint", "unfinished save"):
+        newest = folder / runs.CHECKPOINTS / "23"
+        newest.rename(newest.with_name("23.orbax-checkpoint-tmp")) if damage == "unfinished save" else shutil.rmtree(
+            newest
+        )
+    if damage == "no checkpoint":
+        shutil.rmtree(folder / runs.CHECKPOINTS)
+    with (folder / runs.METRICS).open("a") as file:
+        if damage == "lines ahead":
+            file.write('{"step": 28, "train_loss": 0.5, "eval_loss": 0.5}\n')
+        file.write('{"step": 33, "train_lo')
+    assert call(folder, "--resume") == 0
+    assert_same_run(folder, finished)
+    steps = [json.loads(line)["step"] for line in (folder / runs.TIMING).read_text().splitlines()]
+    assert steps == [5, 10, 15, 20, 23]
+
+
+@pytest.mark.parametrize("when", [1, 3])
+def test_interrupt(finished, tmp_path, monkeypatch, capsys, when):
+    calls = []
+
+    def evaluate(*arguments):
+        calls.append(arguments)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return unpatched(*arguments)
+
+    unpatched = training.evaluate
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    folder = tmp_path / "run"
+    assert call(folder, "--checkpoint-seconds", "1000") == 130
+    assert f"Interrupted at step {5 * (when - 1)}. Go on with:" in capsys.readouterr().err
+    assert call(folder, "--resume") == 0
+    assert_same_run(folder, finished)
+
+
+def start(folder):
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "experiments",
+        "train",
+        "copy",
+        *LONGER,
+        "--out",
+        str(folder),
+        "--resume",
+    ]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_runs_end_the_same(tmp_path):
+    """kill -9 while it runs; then resumed, bit for bit what a run that was left alone ends with."""
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    undisturbed, process = start(alone), start(killed)
+    log = killed / runs.METRICS
+    while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 4):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    last = start(killed)
+    for process in (undisturbed, last):
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert "not solved" in out
+        assert "Warning" not in err
+    assert_same_run(alone, killed)
+
+
+def test_existing_folders_are_refused(finished, tmp_path, capsys):
+    assert call(finished) == 2
+    assert "holds this run already; go on with --resume" in capsys.readouterr().err
+    assert call(finished, "--resume", "--hidden", "9") == 2
+    assert "other settings: hidden 8 (now 9)" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("mine")
+    assert call(tmp_path, "--resume") == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("addign", "error: unknown task 'addign'; did you mean 'adding'?"),
+        ("adding --length 1", "error: --length must be at least 2, got 1"),
+        ("copy --length 0", "error: --length must be at least 1, got 0"),
+        ("adding --seed -1", "error: --seed must be at least 0, got -1"),
+        ("adding --batch 0", "error: --batch must be at least 1, got 0"),
+        ("adding --learning-rate nan", "error: --learning-rate must be a positive number, got nan"),
+        ("adding --checkpoint-seconds -1", "error: --checkpoint-seconds must be at least 0, got -1.0"),
+    ],
+)
+def test_bad_values(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", ["adding --length abc", "adding --lenght 4", ""])
+def test_unreadable_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["train", *arguments.split()])
+    assert error.value.code == 2
+    assert "--length" in capsys.readouterr().err or not arguments
+
+
+def test_help(capsys):
+    for arguments, pieces in {
+        "--help": ("train", "solved"),
+        "train --help": ("adding", "copy", "recall ten symbols"),
+        "train copy --help": ("--length INT", "in time steps (default: 50)", "--resume", "--out FOLDER", "--seed"),
+    }.items():
+        with pytest.raises(SystemExit) as error:
+            cli.main(arguments.split())
+        assert error.value.code == 0
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        for piece in pieces:
+            assert piece in shown
+
+
+def test_solved_ends_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tasks.Adding, "solved", lambda self, metrics: metrics["loss"] < 100)
+    assert call(tmp_path / "run") == 0
+    assert "solved at step 5" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / runs.SUMMARY).read_text())["status"] == "solved"
+
+
+def test_divergence(tmp_path, monkeypatch, capsys):
+    """Stops, says when, and names the last good checkpoint; and says so again."""
+
+    def train_chunk(settings, state, steps):
+        new, loss = unpatched(settings, state, steps)
+        return new, loss * (jnp.nan if new.step > 10 else 1)
+
+    unpatched = training.train_chunk
+    monkeypatch.setattr(training, "train_chunk", train_chunk)
+    for options in ([], ["--resume"]):
+        assert call(tmp_path / "run", *options) == 1
+        shown = capsys.readouterr().out
+        assert "stopped after step 10: train_loss became nan between steps 10 and 15" in shown
+        assert str(tmp_path / "run" / runs.CHECKPOINTS / "10") in shown
+    assert last_state(tmp_path / "run").step == 10
+
+
+def test_divergence_in_the_first_chunk(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "evaluate", lambda *arguments: {"loss": jnp.inf})
+    assert call(tmp_path / "run") == 1
+    shown = capsys.readouterr().out
+    assert "stopped after step 0: eval_loss became inf between steps 0 and 5" in shown
+    assert "no checkpoint" in shown
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_training_is_in_float32(name, x64):
+    settings = cli.parse(["train", name, *TINY]).config
+    with jax.enable_x64(x64):
+        before = jax.eval_shape(lambda: training.init(settings))
+        after, loss = jax.eval_shape(lambda state: training.train_chunk(settings, state, 2), before)
+    for leaf in jax.tree.leaves((after, loss)):
+        assert leaf.dtype in (jnp.float32, jnp.int32) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    assert jax.tree.map(lambda leaf: leaf.dtype, before) == jax.tree.map(lambda leaf: leaf.dtype, after)
+
+
+def test_training_learns():
+    """A few hundred small steps bring the adding problem well below its baseline."""
+    settings = config.Config("adding", length=6, steps=300, hidden=16, batch=32, learning_rate=1e-2)
+    state, _ = training.train_chunk(settings, training.init(settings), 300)
+    assert training.evaluate(settings, state.params, state.step, 0)["loss"] < 0.2 * tasks.get("adding").baseline(6)
+
+
+def test_reference_level():
+    """The published loss, as a share of the baseline where that depends on the length."""
+    adding, copy = tasks.get("adding"), tasks.get("copy")
+    assert plots.reference_level(adding, 100) == pytest.approx(5.3e-5)
+    assert plots.reference_level(copy, 1000) == pytest.approx(0.0197)
+    assert plots.reference_level(copy, 10) / copy.baseline(10) == pytest.approx(0.0197 / copy.baseline(1000))
+
+
+def test_progress_without_a_terminal_is_quiet(capsys):
+    with progress.Progress("adding", 0, 1000, 1 / 6) as bar:
+        for step in range(100, 1001, 100):
+            bar.update(step, 0.1)
+    assert capsys.readouterr().err == ""

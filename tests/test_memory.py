@@ -1,0 +1,54 @@
+"""What a gradient keeps and how often the recurrences run, read off the residuals and the compiled program."""
+
+import jax
+import pytest
+
+import gru_jax
+from tests.cases import CELLS, FEATURES, IN_FEATURES
+
+# Not in any weight's shape, so that what has this many rows is kept for every step.
+STEPS, BATCH = 37, 5
+
+
+def loss_and_args(cell, method="fused"):
+    params = cell.init(jax.random.key(0), IN_FEATURES, FEATURES)
+    xs = jax.random.normal(jax.random.key(1), (STEPS, BATCH, IN_FEATURES))
+    return lambda params, xs: (gru_jax.unroll(cell, params, xs, method=method)[1] ** 2).sum(), (params, xs)
+
+
+def kept_per_step(loss, args):
+    """Widths of the arrays (T, B, width) that the backward pass holds on to."""
+    _, vjp = jax.vjp(loss, *args)
+    kept = {id(leaf): leaf for leaf in jax.tree.leaves(vjp) if leaf.ndim and leaf.shape[0] == STEPS}
+    return sorted(leaf.shape[-1] for leaf in kept.values())
+
+
+def while_loops(loss, args):
+    return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*args).compile().as_text().count(" while(")
+
+
+def recurrences(loss, args):
+    """How often the program of a gradient holds each of the two recurrences."""
+    program = str(jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(*args))
+    return program.count("gru_states["), program.count("gru_linear[")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_policy_keeps_inputs_and_states_alone(cell):
+    loss, args = loss_and_args(CELLS[cell])
+    assert kept_per_step(jax.checkpoint(loss, policy=gru_jax.save_states), args) == [IN_FEATURES, FEATURES]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_policy_does_not_run_the_states_twice(cell):
+    loss, args = loss_and_args(CELLS[cell])
+    assert recurrences(jax.checkpoint(loss), args) == (2, 1), "a plain checkpoint recomputes the states"
+    kept = jax.checkpoint(loss, policy=gru_jax.save_states)
+    assert recurrences(kept, args) == (1, 1)
+    assert while_loops(kept, args) == 2
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_fused_keeps_less_than_autodiff_of_the_scan(cell):
+    fused, scan = (sum(kept_per_step(*loss_and_args(CELLS[cell], method))) for method in ("fused", "scan"))
+    assert fused < scan

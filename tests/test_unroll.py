@@ -1,0 +1,223 @@
+"""Forward values: the gate equations, one step, and every method of `unroll` against the NumPy loop."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+import gru_jax
+from gru_jax import gates
+from tests import oracle
+from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, combined_mask, problem
+
+METHODS = ("scan", "fused")
+# Rounding of one dtype over six steps of sums of a few terms, relative to values around one.
+TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 4e-2, "float16": 5e-3}
+
+
+def expected(cell, p, options):
+    drop = options.get("recurrent_dropout_mask")
+    mask, resets = combined_mask(options), options.get("resets")
+    return oracle.gru(
+        oracle.weights(p.params),
+        np.asarray(p.xs, np.float64),
+        np.asarray(p.h_0, np.float64),
+        reset_after=cell.reset_after,
+        candidate=oracle.sigmoid if cell == gru_jax.GOODFELLOW else np.tanh,
+        mask=None if mask is None else np.asarray(mask),
+        resets=None if resets is None else np.asarray(resets),
+        reverse=options.get("reverse", False),
+        drop=None if drop is None else np.asarray(drop, np.float64),
+    )
+
+
+def each_method_compiled(cell, p):
+    """(h_T, hs) of every method on one problem, in one compiled program."""
+    static = {"reverse": True} if "reverse" in p.options else {}
+    arrays = {name: value for name, value in p.options.items() if name not in static}
+    return jax.jit(
+        lambda args, arrays: [gru_jax.unroll(cell, *args, method=method, **arrays, **static) for method in METHODS]
+    )(p[:3], arrays)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [(options, "float64") for options in OPTIONS]
+    + [(options, dtype) for options in ("plain", "all") for dtype in ("float32", "bfloat16", "float16")],
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_methods_agree_with_the_numpy_loop(cell, options, dtype):
+    cell = CELLS[cell]
+    p = problem(cell, OPTIONS[options], dtype=jnp.dtype(dtype))
+    h_last, hs = expected(cell, p, p.options)
+    for got in each_method_compiled(cell, p):
+        assert got[0].dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
+        assert got[1].dtype == dtype
+        for actual, desired in zip(got, (h_last, hs), strict=True):
+            np.testing.assert_allclose(np.asarray(actual, np.float64), desired, atol=TOLERANCE[dtype], rtol=0)
+
+
+class CompiledOrNot(chex.TestCase, parameterized.TestCase):
+    """Eager and compiled calls give the same."""
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(method=METHODS, cell=("cudnn", "goodfellow"))
+    def test_unroll(self, method, cell):
+        cell = CELLS[cell]
+        p = problem(cell)
+        run = self.variant(lambda *args: gru_jax.unroll(cell, *args, method=method))
+        chex.assert_trees_all_close(run(*p[:3]), expected(cell, p, {}), atol=1e-12)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_step(self):
+        p = problem(gru_jax.CUDNN, steps=1)
+        h_1 = self.variant(lambda *args: gru_jax.CUDNN.step(*args))(p.params, p.h_0, p.xs[0])
+        chex.assert_trees_all_close(h_1, expected(gru_jax.CUDNN, p, {})[0], atol=1e-12)
+
+
+def test_gates_follow_their_equations():
+    a, b, r = (np.linspace(start, 2, 5) for start in (-2, -1, 0))
+    np.testing.assert_allclose(gates.update_gate(a, b), oracle.sigmoid(a + b))
+    np.testing.assert_allclose(gates.reset_gate(a, b), oracle.sigmoid(a + b))
+    np.testing.assert_allclose(gates.candidate_reset_after(a, b, r), np.tanh(a + r * b))
+    np.testing.assert_allclose(gates.candidate_reset_before(a, b), np.tanh(a + b))
+    np.testing.assert_allclose(gates.interpolate(r, a, b), r * a + (1 - r) * b)
+
+
+def test_auto_is_one_of_them():
+    p = problem(gru_jax.CUDNN, OPTIONS["all"])
+    chex.assert_trees_all_close(
+        gru_jax.unroll(gru_jax.CUDNN, *p[:3], **p.options), expected(gru_jax.CUDNN, p, p.options), atol=1e-12
+    )
+
+
+def test_other_activations():
+    cell = gru_jax.GRU(gate=jax.nn.hard_sigmoid, candidate=jnp.sin)
+    p = problem(cell)
+    chex.assert_trees_all_close(
+        gru_jax.unroll(cell, *p[:3], method="fused"), gru_jax.unroll(cell, *p[:3], method="scan"), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_bias(cell):
+    cell = CELLS[cell]
+    p = problem(cell, use_bias=False)
+    assert p.params.bias is None
+    assert p.params.recurrent_bias is None
+    for got in each_method_compiled(cell, p):
+        chex.assert_trees_all_close(got, expected(cell, p, {}), atol=1e-12)
+
+
+# --- Invariants -------------------------------------------------------------------------------------------------------
+
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+@each_method
+@pytest.mark.parametrize("batch", [(), (2, 3), (0,)], ids=str)
+def test_any_number_of_batch_axes(method, batch):
+    p = problem(gru_jax.CUDNN, batch=batch)
+    h_last, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
+    flat_xs, flat_h_0 = p.xs.reshape(STEPS, -1, IN_FEATURES), p.h_0.reshape(-1, FEATURES)
+    flat_last, flat_hs = gru_jax.unroll(gru_jax.CUDNN, p.params, flat_xs, flat_h_0, method=method)
+    chex.assert_trees_all_close((h_last.reshape(flat_last.shape), hs.reshape(flat_hs.shape)), (flat_last, flat_hs))
+    assert hs.shape == (STEPS, *batch, FEATURES)
+
+
+@each_method
+def test_no_steps_give_the_initial_state(method):
+    p = problem(gru_jax.CUDNN, ("mask", "resets"), steps=0)
+    h_last, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method, **p.options)
+    assert jnp.array_equal(h_last, p.h_0)
+    assert hs.shape == (0, BATCH, FEATURES)
+    grads = jax.grad(lambda h_0: gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs, h_0, method=method)[0].sum())(p.h_0)
+    assert jnp.array_equal(grads, jnp.ones_like(p.h_0))
+
+
+@each_method
+def test_one_step_is_step(method):
+    p = problem(gru_jax.CHO2014, steps=1)
+    h_last, hs = gru_jax.unroll(gru_jax.CHO2014, *p[:3], method=method)
+    h_1 = gru_jax.CHO2014.step(p.params, p.h_0, p.xs[0])
+    chex.assert_trees_all_close((h_last, hs), (h_1, h_1[None]), atol=1e-14)
+
+
+@each_method
+def test_a_sequence_in_two_parts_with_the_state_carried_over(method):
+    p = problem(gru_jax.CUDNN)
+    whole = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
+    middle, first = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[:2], p.h_0, method=method)
+    last, second = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[2:], middle, method=method)
+    chex.assert_trees_all_close(whole, (last, jnp.concatenate([first, second])), atol=1e-14)
+
+
+@each_method
+def test_reverse_is_flip(method):
+    p = problem(gru_jax.CUDNN, ("mask", "resets"))
+    h_last, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], reverse=True, method=method, **p.options)
+    flipped = {name: value[::-1] for name, value in p.options.items()}
+    flipped_last, flipped_hs = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[::-1], p.h_0, method=method, **flipped)
+    chex.assert_trees_all_close((h_last, hs), (flipped_last, flipped_hs[::-1]), atol=1e-14)
+
+
+@each_method
+def test_a_closed_update_gate_copies_and_an_open_one_replaces(method):
+    p = problem(gru_jax.CUDNN)
+    update = jnp.arange(3 * FEATURES) // FEATURES == 1
+    kept = p.params._replace(bias=jnp.where(update, 1e3, p.params.bias))
+    _, hs = gru_jax.unroll(gru_jax.CUDNN, kept, p.xs, p.h_0, method=method)
+    assert jnp.array_equal(hs, jnp.broadcast_to(p.h_0, hs.shape))
+    replaced = p.params._replace(bias=jnp.where(update, -1e3, p.params.bias))
+    _, hs = gru_jax.unroll(gru_jax.CUDNN, replaced, p.xs, p.h_0, method=method)
+    assert jnp.abs(hs).max() < 1
+    assert jnp.abs(p.h_0).max() > 1
+
+
+@each_method
+@pytest.mark.parametrize(("cell", "low"), [("cudnn", -1), ("cho2014", -1), ("goodfellow", 0)])
+def test_the_state_stays_within_the_range_of_the_candidate(method, cell, low):
+    p = problem(CELLS[cell], steps=200)
+    _, hs = gru_jax.unroll(CELLS[cell], p.params, 10 * p.xs, method=method)
+    assert low <= hs.min()
+    assert hs.max() <= 1
+
+
+@each_method
+def test_lengths_are_the_prefix_mask(method):
+    p = problem(gru_jax.CUDNN)
+    lengths = jnp.array([0, 3, STEPS])
+    got = gru_jax.unroll(gru_jax.CUDNN, *p[:3], lengths=lengths, method=method)
+    mask = jnp.arange(STEPS)[:, None] < lengths
+    assert jax.tree.all(
+        jax.tree.map(jnp.array_equal, got, gru_jax.unroll(gru_jax.CUDNN, *p[:3], mask=mask, method=method))
+    )
+    assert jnp.array_equal(got[0][0], p.h_0[0])
+    assert not got[1][:, 0].any()
+    assert jnp.array_equal(got[0][1], got[1][2, 1])
+
+
+@each_method
+def test_a_reset_starts_an_episode_of_its_own(method):
+    p = problem(gru_jax.CUDNN)
+    resets = jnp.zeros((STEPS, BATCH), bool).at[4, 1].set(True)
+    _, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], resets=resets, method=method)
+    _, episode = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[4:], p.h_0, method=method)
+    _, unreset = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
+    chex.assert_trees_all_close(hs[4:, 1], episode[:, 1], atol=1e-14)
+    chex.assert_trees_all_close(hs[:, [0, 2]], unreset[:, [0, 2]], atol=1e-14)
+
+
+def test_the_state_of_half_precision_is_single():
+    cell, dtype = gru_jax.CUDNN, jnp.bfloat16
+    p = problem(cell, dtype=dtype, steps=1)
+    # A unit that keeps all but 2⁻¹⁰ of itself: in bfloat16, with 8 bits, such a state would never move.
+    leak = jnp.log(2.0**10 - 1)
+    bias = jnp.concatenate([jnp.zeros(FEATURES), jnp.full(FEATURES, leak), jnp.full(FEATURES, 10.0)]).astype(dtype)
+    params = gru_jax.Params(jnp.zeros_like(p.params.kernel), jnp.zeros_like(p.params.recurrent_kernel), bias)
+    for method in METHODS:
+        h_last, _ = gru_jax.unroll(cell, params, jnp.zeros((1000, IN_FEATURES), dtype), method=method)
+        assert h_last.dtype == jnp.float32
+        np.testing.assert_allclose(h_last, 1 - (1 - jax.nn.sigmoid(-float(bias[FEATURES]))) ** 1000, rtol=1e-2)
