@@ -36,7 +36,8 @@ def unroll(
       lengths: (*batch,) integers in [0, T]; steps at and after a sequence's length are masked.
       mask: (T, *batch) bool; where False the step is masked: the state is held and the output is zero. With `lengths`,
         a step counts where both say so.
-      resets: (T, *batch) bool; where True h_0 takes the place of the state before step t.
+      resets: (T, *batch) bool; where True h_0 takes the place of the state before step t. They count at steps that
+        `mask` masks, so that no episode leaks into the next, but not beyond a sequence's length.
       reverse: run from step T − 1 to step 0; hs[t] stays beside xs[t], and padding stays at the end.
       method: "scan", plain `lax.scan` under autodiff, the oracle; "fused", the input projection and all of the gradient
         that is parallel over time hoisted out of the loop; "auto", the fastest known.
@@ -78,6 +79,7 @@ def unroll(
         checks.lengths("lengths", lengths, tuple(batch), steps)
         within = jnp.arange(steps).reshape(-1, *[1] * (xs.ndim - 1)) < lengths[..., None]
         mask = within if mask is None else mask & within
+        resets = None if resets is None else resets & within
     if steps == 0:
         return h_0, jnp.zeros((0, *state_shape), xs.dtype)
     if mask is not None:

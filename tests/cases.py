@@ -51,10 +51,11 @@ def problem(cell, options=(), *, dtype=jnp.float64, seed=0, use_bias=True, batch
     return Problem(params, xs, h_0, {name: every[name] for name in options})
 
 
-def combined_mask(options, steps=STEPS):
-    """mask and lengths as the one mask (T, B) that they amount to, or None."""
-    mask = options.get("mask")
+def flags(options, steps=STEPS):
+    """The mask and the resets (T, B), or None, that mask, resets and lengths amount to."""
+    mask, resets = options.get("mask"), options.get("resets")
     if (lengths := options.get("lengths")) is not None:
         within = jnp.arange(steps)[:, None] < lengths
         mask = within if mask is None else mask & within
-    return mask
+        resets = None if resets is None else resets & within
+    return mask, resets

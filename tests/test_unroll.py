@@ -10,7 +10,7 @@ from absl.testing import parameterized
 import gru_jax
 from gru_jax import gates
 from tests import oracle
-from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, combined_mask, problem
+from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, problem
 
 METHODS = ("scan", "fused")
 # Rounding of one dtype over six steps of sums of a few terms, relative to values around one.
@@ -19,7 +19,7 @@ TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 4e-2, "float16": 5e-
 
 def expected(cell, p, options):
     drop = options.get("recurrent_dropout_mask")
-    mask, resets = combined_mask(options), options.get("resets")
+    mask, resets = flags(options)
     return oracle.gru(
         oracle.weights(p.params),
         np.asarray(p.xs, np.float64),
@@ -208,6 +208,14 @@ def test_a_reset_starts_an_episode_of_its_own(method):
     _, unreset = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
     chex.assert_trees_all_close(hs[4:, 1], episode[:, 1], atol=1e-14)
     chex.assert_trees_all_close(hs[:, [0, 2]], unreset[:, [0, 2]], atol=1e-14)
+
+
+@each_method
+def test_a_reset_in_the_padding_does_not_reach_the_final_state(method):
+    p = problem(gru_jax.CUDNN)
+    lengths, resets = jnp.full(BATCH, 3), jnp.zeros((STEPS, BATCH), bool).at[4].set(True)
+    padded = gru_jax.unroll(gru_jax.CUDNN, *p[:3], lengths=lengths, resets=resets, method=method)
+    chex.assert_trees_all_equal(padded, gru_jax.unroll(gru_jax.CUDNN, *p[:3], lengths=lengths, method=method))
 
 
 def test_the_state_of_half_precision_is_single():

@@ -1,0 +1,327 @@
+"""Stacks of GRU layers as functions of arrays: what `gru_jax.nnx` and `gru_jax.linen` have in common.
+
+The modules own parameters and random streams; everything that is computed from them, and every check of what a user
+passes in, is here. Layers and directions lie in one flat order, that of PyTorch: layer 0 forward, layer 0 backward,
+layer 1 forward, and so on.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gru_jax import checks
+from gru_jax.cells import GRU, Params
+from gru_jax.unroll import METHODS, unroll
+
+Carry = jax.Array | tuple[jax.Array, ...]
+"""One (*batch, features) array, or for several layers or directions a tuple of such."""
+
+
+class _Given(NamedTuple):
+    """What a caller says about the steps of a sequence: (*batch,), (T, *batch), (T, *batch); each may be None."""
+
+    lengths: jax.Array | None
+    mask: jax.Array | None
+    resets: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Layers of a GRU, each on the outputs of the one before, each in one direction or in both.
+
+    Attributes:
+      cell: the equations.
+      features: H, the width of the state of each layer and direction.
+      num_layers: at least 1.
+      bidirectional: whether each layer also runs backwards; its outputs are then (..., 2·features), forward first.
+      dropout: rate at which the outputs of every layer but the last are dropped.
+      recurrent_dropout: rate at which the state is dropped where it enters the recurrent products; one mask per
+        sequence, layer and direction.
+      time_major: whether time is the first axis instead of the last but one.
+      dtype: of the computation; the promotion of inputs and parameters if None.
+      method: how `gru_jax.unroll` runs.
+
+    Raises:
+      TypeError, ValueError: if an attribute is not of its kind.
+
+    >>> stack = Stack(GRU(), features=4, num_layers=2)
+    >>> params = [stack.cell.init(jax.random.key(i), width, 4) for i, width in enumerate(stack.widths(3))]
+    >>> (h_0, h_1), outputs = stack.run(params, jnp.ones((2, 10, 3)))
+    >>> outputs.shape, bool((outputs[:, -1] == h_1).all())
+    ((2, 10, 4), True)
+    """
+
+    cell: GRU
+    features: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    time_major: bool = False
+    dtype: Any = None
+    method: str = "auto"
+
+    def __post_init__(self) -> None:
+        checks.integer("features", self.features, at_least=1)
+        checks.integer("num_layers", self.num_layers, at_least=1)
+        for name in ("bidirectional", "time_major"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
+        checks.rate("dropout", self.dropout)
+        checks.rate("recurrent_dropout", self.recurrent_dropout)
+        checks.choice("method", self.method, METHODS)
+        check_dtype("dtype", self.dtype)
+
+    @property
+    def directions(self) -> int:
+        """How many cells a layer has."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def is_random(self) -> bool:
+        """Whether `run` can make use of a key."""
+        return self.recurrent_dropout > 0 or (self.dropout > 0 and self.num_layers > 1)
+
+    def widths(self, in_features: int) -> list[int]:
+        """The input width of every cell, in the flat order of layers and directions."""
+        first, rest = [in_features] * self.directions, [self.directions * self.features] * self.directions
+        return first + rest * (self.num_layers - 1)
+
+    def zero_carry(self, input_shape: Sequence[int], param_dtype: Any) -> Carry:
+        """The zero state of every layer and direction before inputs (*batch, in_features) of one step."""
+        zero = jnp.zeros((*input_shape[:-1], self.features), carry_dtype(self.dtype, param_dtype))
+        return self._joined([zero] * (self.num_layers * self.directions))
+
+    def run(
+        self,
+        params: Sequence[Params],
+        inputs: jax.Array,
+        *,
+        initial_carry: Carry | None = None,
+        seq_lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[Carry, jax.Array]:
+        """Runs every layer over whole sequences.
+
+        Args:
+          params: of each layer and direction, in the flat order.
+          inputs: (*batch, time, in_features), or (time, *batch, in_features) if time_major.
+          initial_carry: zero if None; (*batch, features) with one layer and direction, else a tuple of such.
+          seq_lengths: (*batch,) integers in [0, time]; steps at and after a sequence's length are masked.
+          mask: bool, (*batch, time) or (time, *batch); where False the step is masked: states are held, outputs are 0.
+          resets: bool, (*batch, time) or (time, *batch); where True a new episode starts at this step: no direction
+            carries its state across the boundary before it.
+          key: PRNG key of the dropout masks; nothing is dropped if None.
+
+        Returns:
+          (carry, outputs): the last state of each layer and direction, in the form of initial_carry, and
+          (*batch, time, directions·features), or with time first if time_major.
+
+        Raises:
+          TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
+        """
+        xs = self._time_first(check_inputs(inputs, params[0].in_features, self.time_major), -2)
+        steps, *batch = xs.shape[:-1]
+        h_0s = self._check_carry(initial_carry, tuple(batch))
+        if seq_lengths is not None:
+            seq_lengths = checks.array("seq_lengths", seq_lengths)
+            checks.lengths("seq_lengths", seq_lengths, tuple(batch), steps)
+        given = _Given(seq_lengths, self._flags("mask", mask, xs), self._flags("resets", resets, xs))
+        keys = [None] * self.num_layers if key is None else jax.random.split(key, self.num_layers)
+        carry: list[jax.Array] = []
+        for layer, layer_key in enumerate(keys):
+            cells = slice(layer * self.directions, (layer + 1) * self.directions)
+            if layer > 0 and self.dropout > 0 and layer_key is not None:
+                xs = xs * dropout_mask(jax.random.fold_in(layer_key, 0), self.dropout, xs.shape, xs.dtype)
+            h_Ts, xs = self._layer(params[cells], xs, h_0s[cells], given, layer_key)
+            carry.extend(h_Ts)
+        return self._joined(carry), xs if self.time_major else jnp.moveaxis(xs, 0, -2)
+
+    def _layer(
+        self,
+        params: Sequence[Params],
+        xs: jax.Array,
+        h_0s: Sequence[jax.Array | None],
+        given: _Given,
+        key: jax.Array | None,
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """One layer, time first: the last state of each direction, and the outputs of the directions side by side."""
+        h_Ts, outputs = [], []
+        for direction in range(self.directions):
+            drop = None
+            if self.recurrent_dropout > 0 and key is not None:
+                shape = (*xs.shape[1:-1], self.features)
+                drop = dropout_mask(jax.random.fold_in(key, 1 + direction), self.recurrent_dropout, shape)
+            h_T, hs = unroll(
+                self.cell,
+                *cast(params[direction], xs, self.dtype),
+                h_0s[direction],
+                lengths=given.lengths,
+                mask=given.mask,
+                resets=backward_resets(given.resets) if direction == 1 else given.resets,
+                reverse=direction == 1,
+                method=self.method,
+                recurrent_dropout_mask=drop,
+            )
+            h_Ts.append(h_T)
+            outputs.append(hs)
+        return h_Ts, jnp.concatenate(outputs, axis=-1) if self.bidirectional else outputs[0]
+
+    def _time_first(self, value: jax.Array, axis: int) -> jax.Array:
+        return value if self.time_major else jnp.moveaxis(value, axis, 0)
+
+    def _joined(self, carry: Sequence[jax.Array]) -> Carry:
+        return carry[0] if len(carry) == 1 else tuple(carry)
+
+    def _flags(self, name: str, value: Any, xs: jax.Array) -> jax.Array | None:
+        """mask or resets, checked in the layout of the inputs, with time first; xs has time first."""
+        if value is None:
+            return None
+        value = checks.array(name, value)
+        checks.boolean(name, value)
+        steps, *batch = xs.shape[:-1]
+        symbols, expected = (
+            ("(time, *batch)", (steps, *batch)) if self.time_major else ("(*batch, time)", (*batch, steps))
+        )
+        checks.shape(name, value, symbols, expected)
+        return self._time_first(value, -1)
+
+    def _check_carry(self, initial_carry: Any, batch: tuple[int, ...]) -> Sequence[jax.Array | None]:
+        """The state before the first step of every layer and direction."""
+        count = self.num_layers * self.directions
+        if initial_carry is None:
+            return [None] * count
+        if count == 1:
+            named = {"initial_carry": initial_carry}
+        else:
+            if not isinstance(initial_carry, tuple | list):
+                raise TypeError(
+                    f"initial_carry must be a tuple of {count} arrays, one for each layer and direction, "
+                    f"got {type(initial_carry).__name__}"
+                )
+            if len(initial_carry) != count:
+                raise ValueError(
+                    f"initial_carry must have {count} arrays, one for each of {self.num_layers} layers and "
+                    f"{self.directions} directions, got {len(initial_carry)}"
+                )
+            named = {f"initial_carry[{i}]": h_0 for i, h_0 in enumerate(initial_carry)}
+        return [check_state(name, h_0, batch, self.features) for name, h_0 in named.items()]
+
+
+def step(cell: GRU, params: Params, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One step of a cell in Flax's form: (carry, inputs) to (new_carry, output).
+
+    Args:
+      cell: the equations.
+      params: `Params`, in the dtype of the computation.
+      carry: (*batch, features).
+      inputs: (*batch, in_features), in the dtype of the computation.
+
+    Returns:
+      The new state twice: as carry, in the promotion of carry and computation, so that a scan may carry a float32 state
+      through a computation in bfloat16; and as output, in the dtype of the computation.
+    """
+    h_t = cell.step(params, carry, inputs)
+    compute_dtype = jnp.result_type(inputs, *jax.tree.leaves(params))
+    return h_t.astype(jnp.promote_types(carry.dtype, compute_dtype)), h_t.astype(compute_dtype)
+
+
+def cast(params: Params, inputs: jax.Array, dtype: Any) -> tuple[Params, jax.Array]:
+    """Parameters and inputs in `dtype`; as they are if it is None, for then they promote each other."""
+    if dtype is None:
+        return params, inputs
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params), inputs.astype(dtype)
+
+
+def carry_dtype(dtype: Any, param_dtype: Any) -> Any:
+    """The dtype of a fresh state: that of the computation, and float32 where it is narrower."""
+    return jnp.promote_types(param_dtype if dtype is None else dtype, jnp.float32)
+
+
+def dropout_mask(key: jax.Array, rate: float, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """0 with probability `rate`, otherwise 1/(1 − rate), so that the mean is 1.
+
+    >>> sorted(set(dropout_mask(jax.random.key(0), 0.5, (20,)).tolist()))
+    [0.0, 2.0]
+    """
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), 1 / (1 - rate), 0).astype(dtype)
+
+
+def backward_resets(resets: jax.Array | None) -> jax.Array | None:
+    """The resets (T, *batch) of the backward direction.
+
+    An episode that starts at t is cut off from t − 1. The backward direction arrives at t − 1 from t, so there it is
+    step t − 1 that must not see the state before it.
+
+    >>> backward_resets(jnp.array([True, False, True, False])).tolist()
+    [False, True, False, False]
+    """
+    return None if resets is None else jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+
+
+def check_inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.Array:
+    """`inputs` as an array with a time axis and in_features; any number of them if None."""
+    inputs = checks.array("inputs", inputs)
+    checks.floating("inputs", inputs)
+    symbols = "(time, *batch, in_features)" if time_major else "(*batch, time, in_features)"
+    if inputs.ndim < 2:
+        raise ValueError(f"inputs must have shape {symbols}, got {inputs.shape}")
+    if in_features is not None:
+        checks.shape("inputs", inputs, symbols, (*inputs.shape[:-1], in_features))
+    return inputs
+
+
+def check_step(carry: Any, inputs: Any, in_features: int | None, features: int) -> tuple[jax.Array, jax.Array]:
+    """The arguments of a cell's step as arrays that fit; any in_features if None."""
+    inputs = checks.array("inputs", inputs)
+    checks.floating("inputs", inputs)
+    if inputs.ndim < 1:
+        raise ValueError(f"inputs must have shape (*batch, in_features), got {inputs.shape}")
+    if in_features is not None:
+        checks.shape("inputs", inputs, "(*batch, in_features)", (*inputs.shape[:-1], in_features))
+    return check_state("carry", carry, inputs.shape[:-1], features), inputs
+
+
+def check_state(name: str, value: Any, batch: tuple[int, ...], features: int) -> jax.Array:
+    """A state (*batch, features) as an array."""
+    value = checks.array(name, value)
+    checks.shape(name, value, "(*batch, features)", (*batch, features))
+    checks.floating(name, value)
+    return value
+
+
+def check_input_shape(input_shape: Any, in_features: int | None) -> tuple[int, ...]:
+    """The shape (*batch, in_features) of one step's input, as `initialize_carry` takes it; any in_features if None."""
+    try:
+        shape = tuple(input_shape)
+    except TypeError as error:
+        raise TypeError(f"input_shape must be a tuple (*batch, in_features), got {input_shape!r}") from error
+    if not shape or (in_features is not None and shape[-1] != in_features):
+        width = "" if in_features is None else f" with in_features = {in_features}"
+        raise ValueError(f"input_shape must be (*batch, in_features){width}, got {shape}")
+    return shape
+
+
+def check_dtype(name: str, value: Any) -> None:
+    """Refuses anything but a real floating-point dtype, or None."""
+    if value is not None and not jnp.issubdtype(value, jnp.floating):
+        raise TypeError(f"{name} must be a floating-point dtype or None, got {value!r}")
+
+
+def check_parts(inits: dict[str, Any], activations: dict[str, Any], use_bias: Any, param_dtype: Any) -> None:
+    """The constructor arguments that cells and layers share; inits and activations by the names a caller gave."""
+    for name, value in (inits | activations).items():
+        if not (name == "update_bias_init" and value is None):
+            checks.function(name, value)
+    if not isinstance(use_bias, bool):
+        raise TypeError(f"use_bias must be a bool, got {use_bias!r}")
+    if inits["update_bias_init"] is not None and not use_bias:
+        raise ValueError("update_bias_init needs use_bias=True, got use_bias=False")
+    check_dtype("param_dtype", param_dtype)
+    if param_dtype is None:
+        raise TypeError("param_dtype must be a floating-point dtype, got None")

@@ -1,0 +1,385 @@
+"""The GRU for Flax's nnx: a cell that takes the place of `flax.nnx.GRUCell`, and whole layers."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+
+from gru_jax import cells, checks, initializers, layers, nnx_variables
+from gru_jax.gates import Activation
+from gru_jax.initializers import Initializer
+from gru_jax.layers import Carry
+
+__all__ = ["GRU", "GRUCell"]
+
+Streams = nnx.Rngs | nnx.RngStream | jax.Array
+"""Where a call may take its randomness from."""
+
+
+class GRUCell(nnx.RNNCellBase):
+    """A GRU cell that takes the place of `flax.nnx.GRUCell`, also inside `nnx.RNN` and `nnx.Bidirectional`.
+
+    It computes what Flax's cell does once `recurrent_bias` is zero, as it is at first: the candidate's recurrent bias,
+    which cuDNN, PyTorch and Flax's linen have, and Flax's nnx cell leaves out. A zero carry needs no random numbers.
+
+    Attributes:
+      kernel: input weights of the gates r, z, n side by side, (in_features, 3·hidden_features).
+      recurrent_kernel: (hidden_features, 3·hidden_features).
+      bias: (3·hidden_features,), or None.
+      recurrent_bias: (hidden_features,), or None without bias or with reset_after=False.
+
+    >>> cell = GRUCell(in_features=3, hidden_features=4, rngs=nnx.Rngs(0))
+    >>> carry = cell.initialize_carry((2, 3))
+    >>> carry, output = cell(carry, jnp.ones((2, 3)))
+    >>> nnx.RNN(cell)(jnp.ones((2, 10, 3), jnp.float32)).shape
+    (2, 10, 4)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        gate_fn: Activation = jax.nn.sigmoid,
+        activation_fn: Activation = jnp.tanh,
+        kernel_init: Initializer = initializers.lecun_normal,
+        recurrent_kernel_init: Initializer = initializers.orthogonal,
+        bias_init: Initializer = initializers.zeros,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        carry_init: Initializer | None = None,
+        promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
+        keep_rngs: bool = False,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
+        recurrent_kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        reset_after: bool = True,
+        use_bias: bool = True,
+        update_bias_init: Initializer | None = None,
+    ) -> None:
+        """Draws the parameters.
+
+        Args:
+          in_features, hidden_features: widths of input and state.
+          gate_fn, activation_fn: activations of the gates and of the candidate.
+          kernel_init, recurrent_kernel_init, bias_init: initializers, applied to each gate on its own.
+          dtype, promote_dtype: of the computation, and how inputs and parameters come to it, as in `nnx.Linear`.
+          param_dtype: of the parameters.
+          carry_init, keep_rngs: initializer of the carry, and whether to keep a stream forked from rngs.carry for it.
+          rngs: source of the parameters, stream "params".
+          kernel_metadata, recurrent_kernel_metadata, bias_metadata: of the variables; the last of both biases.
+          reset_after: whether the reset gate acts after the recurrent product, as in Flax, or before it.
+          use_bias: whether there are biases.
+          update_bias_init: initializer of the update gate's bias where it is to differ from the others, e.g.
+            `gru_jax.initializers.chrono(100)`.
+
+        Raises:
+          TypeError, ValueError: if an argument is not of its kind.
+        """
+        checks.integer("in_features", in_features, at_least=1)
+        checks.integer("hidden_features", hidden_features, at_least=1)
+        inits = {
+            "kernel_init": kernel_init,
+            "recurrent_kernel_init": recurrent_kernel_init,
+            "bias_init": bias_init,
+            "update_bias_init": update_bias_init,
+        }
+        functions = {"gate_fn": gate_fn, "activation_fn": activation_fn, "promote_dtype": promote_dtype}
+        layers.check_parts(inits, functions, use_bias, param_dtype)
+        layers.check_dtype("dtype", dtype)
+        if carry_init is not None:
+            checks.function("carry_init", carry_init)
+        nnx_variables.check_rngs(rngs, "params")
+        if keep_rngs:
+            nnx_variables.check_rngs(rngs, "carry")
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.gate_fn = gate_fn
+        self.activation_fn = activation_fn
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.promote_dtype = promote_dtype
+        self.carry_init = carry_init
+        self.reset_after = reset_after
+        self.use_bias = use_bias
+        self.rngs = rngs.carry.fork() if keep_rngs else nnx.data(None)
+        key = rngs.params()
+        kernel_init, kernel_box = nnx_variables.unbox(kernel_init, key, (in_features, hidden_features))
+        recurrent_kernel_init, recurrent_box = nnx_variables.unbox(
+            recurrent_kernel_init, key, (hidden_features, hidden_features)
+        )
+        bias_init, bias_box = nnx_variables.unbox(bias_init, key, (hidden_features,))
+        if update_bias_init is not None:
+            update_bias_init, _ = nnx_variables.unbox(update_bias_init, key, (hidden_features,))
+        drawn = self.equations.init(
+            key,
+            in_features,
+            hidden_features,
+            use_bias=use_bias,
+            kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
+            update_bias_init=update_bias_init,
+            dtype=param_dtype,
+        )
+        self.kernel = nnx_variables.variable(drawn.kernel, kernel_box, kernel_metadata)
+        self.recurrent_kernel = nnx_variables.variable(drawn.recurrent_kernel, recurrent_box, recurrent_kernel_metadata)
+        self.bias = nnx_variables.variable(drawn.bias, bias_box, bias_metadata)
+        self.recurrent_bias = nnx_variables.variable(drawn.recurrent_bias, bias_box, bias_metadata)
+
+    @property
+    def equations(self) -> cells.GRU:
+        """The equations, as `gru_jax.unroll` takes them."""
+        return cells.GRU(self.reset_after, self.gate_fn, self.activation_fn)
+
+    @property
+    def params(self) -> cells.Params:
+        """The parameters, as `gru_jax.unroll` takes them."""
+        return cells.Params(
+            self.kernel[...],
+            self.recurrent_kernel[...],
+            None if self.bias is None else self.bias[...],
+            None if self.recurrent_bias is None else self.recurrent_bias[...],
+        )
+
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One step.
+
+        Args:
+          carry: the state before, (*batch, hidden_features).
+          inputs: (*batch, in_features).
+
+        Returns:
+          (new_carry, output), both the new state (*batch, hidden_features); output has the dtype of the computation,
+          new_carry also that of carry where it is wider.
+
+        Raises:
+          TypeError, ValueError: if a shape or dtype does not fit.
+        """
+        carry, inputs = layers.check_step(carry, inputs, self.in_features, self.hidden_features)
+        kernel, recurrent_kernel, bias, recurrent_bias = self.params
+        # Three at a time, for that is what a user's own promote_dtype expects of an nnx.Linear. The carry is left out:
+        # it stays float32 in half precision.
+        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        x, recurrent_kernel, recurrent_bias = self.promote_dtype(
+            (x, recurrent_kernel, recurrent_bias), dtype=self.dtype
+        )
+        return layers.step(self.equations, cells.Params(kernel, recurrent_kernel, bias, recurrent_bias), carry, x)
+
+    def initialize_carry(
+        self,
+        input_shape: Sequence[int],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
+    ) -> jax.Array:
+        """The state before the first step.
+
+        Args:
+          input_shape: shape of the input of one step, (*batch, in_features).
+          rngs: where a random carry_init takes its key from; a zero carry leaves it alone.
+          carry_init: takes the place of the constructor's.
+
+        Returns:
+          (*batch, hidden_features).
+
+        Raises:
+          ValueError: if input_shape does not fit, or a carry_init other than zeros has no rngs.
+        """
+        batch = layers.check_input_shape(input_shape, self.in_features)[:-1]
+        shape, dtype = (*batch, self.hidden_features), layers.carry_dtype(self.dtype, self.param_dtype)
+        init = self.carry_init if carry_init is None else carry_init
+        if init is None or init is initializers.zeros:
+            return jnp.zeros(shape, dtype)
+        rngs = self.rngs if rngs is None else rngs
+        if rngs is None:
+            raise ValueError("rngs must be given where carry_init is not zeros, got None")
+        return init(nnx_variables.draw_key(rngs, "carry"), shape, dtype)
+
+    @property
+    def num_feature_axes(self) -> int:
+        """1: inputs are vectors."""
+        return 1
+
+
+class GRU(nnx.Module):
+    """A GRU over whole sequences: stacked layers, one or both directions, dropout, masks and resets.
+
+    Runs `gru_jax.unroll`, so that the input projection and most of the gradient are parallel over time. It draws random
+    numbers only for dropout, one key per call; without dropout it holds no random state and mutates nothing.
+    `deterministic` obeys `model.eval()` and `model.train()`.
+
+    Attributes:
+      cells: a `GRUCell` for each layer and direction: layer 0 forward, layer 0 backward, layer 1 forward, and so on.
+      stack: what does not change: the equations, the number of layers, rates, layout.
+
+    >>> layer = GRU(3, 4, num_layers=2, bidirectional=True, dropout=0.1, rngs=nnx.Rngs(0))
+    >>> outputs = layer(jnp.ones((2, 10, 3)), seq_lengths=jnp.array([10, 7]))
+    >>> outputs.shape
+    (2, 10, 8)
+    >>> layer.eval()
+    >>> carry, outputs = layer(jnp.ones((2, 10, 3)), return_carry=True)
+    >>> [state.shape for state in carry]
+    [(2, 4), (2, 4), (2, 4), (2, 4)]
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        reset_after: bool = True,
+        use_bias: bool = True,
+        time_major: bool = False,
+        return_carry: bool = False,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        gate_fn: Activation = jax.nn.sigmoid,
+        activation_fn: Activation = jnp.tanh,
+        kernel_init: Initializer = initializers.lecun_normal,
+        recurrent_kernel_init: Initializer = initializers.orthogonal,
+        bias_init: Initializer = initializers.zeros,
+        update_bias_init: Initializer | None = None,
+        method: str = "auto",
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Draws the parameters.
+
+        Args:
+          in_features, features: widths of the input, and of the state of each layer and direction.
+          num_layers: each layer but the first takes the outputs of the one before.
+          bidirectional: whether each layer also runs backwards; its outputs then are (..., 2·features), forward first.
+          dropout: rate at which the outputs of each layer but the last are dropped, a fresh mask for every element.
+          recurrent_dropout: rate at which the state is dropped where it enters the recurrent products; one mask per
+            sequence, layer and direction (Gal & Ghahramani, NeurIPS 2016).
+          time_major: inputs, outputs, mask and resets have time as their first axis.
+          return_carry: what a call returns by default.
+          dtype: of the computation; the promotion of inputs and parameters if None. The state stays in float32 where
+            it is narrower.
+          method: how to run over time, see `gru_jax.unroll`.
+          reset_after, use_bias, param_dtype, gate_fn, activation_fn, kernel_init, recurrent_kernel_init, bias_init,
+            update_bias_init: as in `GRUCell`.
+          rngs: source of the parameters, stream "params", and of dropout, stream "dropout".
+
+        Raises:
+          TypeError, ValueError: if an argument is not of its kind, or rngs lacks a stream.
+        """
+        checks.integer("in_features", in_features, at_least=1)
+        checks.function("gate_fn", gate_fn)
+        checks.function("activation_fn", activation_fn)
+        self.in_features = in_features
+        self.features = features
+        self.param_dtype = param_dtype
+        self.return_carry = return_carry
+        self.deterministic = False
+        self.stack = layers.Stack(
+            cells.GRU(reset_after, gate_fn, activation_fn),
+            features,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            time_major=time_major,
+            dtype=dtype,
+            method=method,
+        )
+        if self.stack.is_random:
+            nnx_variables.check_rngs(rngs, "dropout")
+        make = functools.partial(
+            GRUCell,
+            hidden_features=features,
+            gate_fn=gate_fn,
+            activation_fn=activation_fn,
+            kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+            reset_after=reset_after,
+            use_bias=use_bias,
+            update_bias_init=update_bias_init,
+        )
+        self.cells = nnx.List([make(width) for width in self.stack.widths(in_features)])
+        # After the parameters, so that these are the same with dropout as without where both share one stream.
+        self.rngs = rngs.dropout.fork() if self.stack.is_random else nnx.data(None)
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        initial_carry: Carry | None = None,
+        seq_lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        return_carry: bool | None = None,
+        deterministic: bool | None = None,
+        rngs: Streams | None = None,
+    ) -> jax.Array | tuple[Carry, jax.Array]:
+        """Runs over whole sequences.
+
+        Args:
+          inputs: (*batch, time, in_features), or (time, *batch, in_features) if time_major.
+          initial_carry: zero if None; (*batch, features) with one layer and direction, else a tuple of such, one for
+            each layer and direction in the order of `cells`.
+          seq_lengths: (*batch,) integers in [0, time]; steps at and after a sequence's length are masked.
+          mask: bool, (*batch, time) or (time, *batch); where False the step is masked: states are held, outputs are 0.
+          resets: bool, (*batch, time) or (time, *batch); where True a new episode starts at this step, from the initial
+            carry. No direction carries its state from one episode into another.
+          return_carry: takes the place of the constructor's.
+          deterministic: nothing is dropped if True; takes the place of the attribute.
+          rngs: where the dropout masks come from, in place of the stream made by the constructor.
+
+        Returns:
+          outputs (*batch, time, directions·features), or with time first if time_major; or (carry, outputs) if
+          return_carry, with the last state of each layer and direction in the form of initial_carry.
+
+        Raises:
+          TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
+        """
+        key = None
+        if self.stack.is_random and not (self.deterministic if deterministic is None else deterministic):
+            key = nnx_variables.draw_key(self.rngs if rngs is None else rngs, "dropout")
+        carry, outputs = self.stack.run(
+            [cell.params for cell in self.cells],
+            inputs,
+            initial_carry=initial_carry,
+            seq_lengths=seq_lengths,
+            mask=mask,
+            resets=resets,
+            key=key,
+        )
+        return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
+
+    def initialize_carry(self, input_shape: Sequence[int], rngs: Any = None) -> Carry:
+        """The zero state of every layer and direction; draws nothing.
+
+        Args:
+          input_shape: shape of the input of one step, (*batch, in_features), as for Flax's cells.
+          rngs: not used.
+
+        Returns:
+          (*batch, features), or a tuple of such, in the form of initial_carry.
+
+        Raises:
+          TypeError, ValueError: if input_shape does not fit.
+        """
+        return self.stack.zero_carry(layers.check_input_shape(input_shape, self.in_features), self.param_dtype)
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What `nnx.view` may set.
+
+        Args:
+          deterministic: nothing is dropped if True.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic

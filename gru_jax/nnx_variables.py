@@ -1,0 +1,64 @@
+"""Variables and random streams of the nnx modules."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gru_jax.initializers import Initializer
+
+
+def check_rngs(rngs: Any, stream: str) -> None:
+    """Refuses what has no stream of this name and no default one."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs must be a flax.nnx.Rngs, got {type(rngs).__name__}")
+    if stream not in rngs and "default" not in rngs:
+        raise ValueError(f"rngs must have a stream {stream!r} or 'default', got {sorted(rngs)}")
+
+
+def draw_key(rngs: Any, stream: str) -> jax.Array:
+    """A key from whatever a caller passed as rngs."""
+    if isinstance(rngs, nnx.Rngs):
+        check_rngs(rngs, stream)
+        return rngs[stream]()
+    if isinstance(rngs, nnx.RngStream):
+        return rngs()
+    if isinstance(rngs, jax.Array):
+        return rngs
+    raise TypeError(f"rngs must be a flax.nnx.Rngs, an RngStream or a PRNG key, got {type(rngs).__name__}")
+
+
+def variable(value: jax.Array | None, box: Any, metadata: Mapping[str, Any]) -> Any:
+    """A variable with the metadata of its initializer and the metadata given beside it; None stays None."""
+    if value is None:
+        return nnx.data(None)
+    return nnx.Param(value if box is None else dataclasses.replace(box, raw_value=value), **metadata)
+
+
+def unbox(init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> tuple[Initializer, Any]:
+    """An initializer that draws arrays, and the box `nnx.with_partitioning` or `nnx.with_metadata` puts around them."""
+    boxes = []
+
+    def draw(key: jax.Array) -> Any:
+        drawn: Any = init(key, shape, jnp.float32)
+        if not isinstance(drawn, nnx.VariableMetadata):
+            return drawn
+        boxes.append(dataclasses.replace(drawn, raw_value=None))
+        return drawn.raw_value
+
+    jax.eval_shape(draw, key)
+    return (_without_box(init), boxes[0]) if boxes else (init, None)
+
+
+@functools.cache
+def _without_box(init: Callable[..., Any]) -> Initializer:
+    """Always the same function for the same initializer, as compiled initialisation is cached by it."""
+
+    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return init(key, shape, dtype).raw_value
+
+    return draw
