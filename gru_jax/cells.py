@@ -283,18 +283,15 @@ def _init(
 ) -> Params:
     kernel_init, recurrent_kernel_init, bias_init, update_bias_init = inits
     keys = jax.random.split(key, 6)
-    # Decompositions, as orthogonal initializers need them, do not exist in half precision.
-    wide = jnp.promote_types(dtype, jnp.float32)
-    kernel = initializers.per_gate(kernel_init, keys[0], in_features, features, wide)
-    recurrent_kernel = initializers.per_gate(recurrent_kernel_init, keys[1], features, features, wide)
-    params = Params(kernel, recurrent_kernel)
-    if use_bias:
-        b_r, b_z, b_n, c_n = (
-            init(k, (features,), wide)
-            for init, k in zip((bias_init, update_bias_init, bias_init, bias_init), keys[2:], strict=True)
-        )
-        params = Params(kernel, recurrent_kernel, jnp.concatenate([b_r, b_z, b_n]), c_n if reset_after else None)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    kernel = initializers.per_gate(kernel_init, keys[0], in_features, features, dtype)
+    recurrent_kernel = initializers.per_gate(recurrent_kernel_init, keys[1], features, features, dtype)
+    if not use_bias:
+        return Params(kernel, recurrent_kernel)
+    b_r, b_z, b_n, c_n = (
+        init(k, (features,), dtype)
+        for init, k in zip((bias_init, update_bias_init, bias_init, bias_init), keys[2:], strict=True)
+    )
+    return Params(kernel, recurrent_kernel, jnp.concatenate([b_r, b_z, b_n]), c_n if reset_after else None)
 
 
 CUDNN = GRU()

@@ -44,8 +44,8 @@ def chrono(max_time: int) -> Initializer:
       ValueError: if max_time is below 3.
 
     Reference:
-      C. Tallec, Y. Ollivier: Can recurrent neural networks warp time? ICLR 2018, section 2, equation 17 for LSTM; the
-      GRU's update gate, in the form that keeps, takes the place of the forget gate.
+      C. Tallec, Y. Ollivier: Can recurrent neural networks warp time? ICLR 2018 (arXiv:1804.11188), there for the
+      forget gate of an LSTM; here the GRU's update gate, in the form that keeps, takes its place.
 
     >>> b_z = chrono(100)(jax.random.key(0), (1000,))
     >>> bool((b_z >= 0).all() and (b_z <= jnp.log(99.)).all())

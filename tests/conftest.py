@@ -1,6 +1,19 @@
-"""Float64 and eight virtual CPU devices for every test; both must be set before JAX makes its first array."""
+"""Float64 and eight virtual CPU devices for the tests; doctests outside of tests/ run as a user would run them."""
 
 import jax
+import pytest
 
-jax.config.update("jax_enable_x64", True)
+# Both must be set before JAX makes an array, and test modules make some when they are imported.
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_enable_x64", True)
+
+
+def pytest_collection_finish():
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
