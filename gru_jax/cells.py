@@ -247,28 +247,44 @@ def split(packed: jax.Array, parts: int = 3) -> list[jax.Array]:
 
 def project(params: Params, x: jax.Array, dtype: Any) -> Projected:
     """The projected input x W + b of each gate: (..., D) to three arrays (..., H) of `dtype`."""
-    projected = [jnp.matmul(x, kernel, preferred_element_type=dtype) for kernel in split(params.kernel)]
+    projected = [product(x, kernel, dtype=dtype) for kernel in split(params.kernel)]
     if params.bias is not None:
         projected = [x_g + bias for x_g, bias in zip(projected, split(params.bias.astype(dtype)), strict=True)]
     x_r, x_z, x_n = projected
     return x_r, x_z, x_n
 
 
-def product(h: jax.Array, kernel: jax.Array, lead: int = 0) -> jax.Array:
-    """h U in the dtype of U, accumulated in the dtype of h.
+def product(h: jax.Array, kernel: jax.Array, lead: int = 0, dtype: Any = None) -> jax.Array:
+    """h U in the dtype of U, accumulated in `dtype`.
 
     Args:
       h: (*lead, *group, *batch, H).
       kernel: (*group, H, K). Group axes belong to weights that were batched by `vmap`; usually there are none.
       lead: the number of axes of h before the group axes.
+      dtype: of the result; by default that of h.
 
     Returns:
-      (*lead, *group, *batch, K), dtype of h.
+      (*lead, *group, *batch, K).
     """
-    dot = functools.partial(jnp.matmul, preferred_element_type=h.dtype)
+    dtype = h.dtype if dtype is None else dtype
+
+    def dot(h: jax.Array, kernel: jax.Array) -> jax.Array:
+        rows = h if _may_be_sharded() else h.reshape(-1, h.shape[-1])
+        result = jnp.matmul(rows.astype(kernel.dtype), kernel, preferred_element_type=dtype)
+        return result.reshape(*h.shape[:-1], kernel.shape[-1])
+
     for _ in range(kernel.ndim - 2):
         dot = jax.vmap(dot, in_axes=(lead, 0), out_axes=lead)
-    return dot(h.astype(kernel.dtype), kernel)
+    return dot(h, kernel)
+
+
+def _may_be_sharded() -> bool:
+    """Whether axes must be left as they are, as merging a sharded axis into another one would gather it.
+
+    Elsewhere `product` merges time and batch: in the gradient of a kernel, XLA on CPU contracts one axis up to twice as
+    fast as two, which it first copies into another layout.
+    """
+    return jax.device_count() > 1 or not jax.sharding.get_abstract_mesh().empty
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))

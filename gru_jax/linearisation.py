@@ -127,16 +127,16 @@ def apply(
 
 
 def apply_transposed(
-    reset_after: bool, at: Linearisation, kernel: jax.Array, drop: jax.Array | None, y: jax.Array, lead: int = 0
+    reset_after: bool, at: Linearisation, kernel_t: jax.Array, drop: jax.Array | None, y: jax.Array, lead: int = 0
 ) -> jax.Array:
-    """Jᵀ y, at one step (lead = 0) or at all (lead = 1)."""
-    candidate, transposed = at.a_n * y, jnp.swapaxes
+    """Jᵀ y, at one step (lead = 0) or at all (lead = 1); kernel_t is Uᵀ, (*group, 3H, H)."""
+    candidate, features = at.a_n * y, y.shape[-1]
     if reset_after:
         through = jnp.concatenate([at.c_r * y, at.c_z * y, at.r * candidate], axis=-1)
-        return at.z * y + _dropped(product(through, transposed(kernel, -1, -2), lead), drop)
-    v = product(candidate, transposed(_n(kernel), -1, -2), lead)
+        return at.z * y + _dropped(product(through, kernel_t, lead), drop)
+    v = product(candidate, kernel_t[..., 2 * features :, :], lead)
     through = jnp.concatenate([at.c_r * v, at.c_z * y], axis=-1)
-    return at.z * y + _dropped(at.r * v + product(through, transposed(_rz(kernel), -1, -2), lead), drop)
+    return at.z * y + _dropped(at.r * v + product(through, kernel_t[..., : 2 * features, :], lead), drop)
 
 
 def _with_slope(function: gates.Activation, *args: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -214,6 +214,8 @@ def _linear_impl(
     *args: jax.Array, names: tuple[str, ...], reset_after: bool, reverse: bool, transposed: bool
 ) -> jax.Array:
     at, kernel, drop, s = _unpack(args, names)
+    # Behind a barrier, or XLA on CPU transposes U anew at every step.
+    kernel_t = jax.lax.optimization_barrier(jnp.swapaxes(kernel, -1, -2))
 
     def forward(y_tm1, inputs):
         at_t, s_t = inputs
@@ -223,7 +225,7 @@ def _linear_impl(
     def backward(pulled, inputs):
         at_t, s_t = inputs
         y_t = s_t + pulled
-        return apply_transposed(reset_after, at_t, kernel, drop, y_t), y_t
+        return apply_transposed(reset_after, at_t, kernel_t, drop, y_t), y_t
 
     return jax.lax.scan(
         backward if transposed else forward, jnp.zeros_like(s[0]), (at, s), reverse=reverse != transposed
@@ -263,7 +265,8 @@ def _moved_source(
             replaced[i] = value
         at, kernel, drop, _ = _unpack(replaced, names)
         if transposed:
-            return _shifted(apply_transposed(reset_after, at, kernel, drop, ys, lead=1), zero, not reverse)
+            pulled = apply_transposed(reset_after, at, jnp.swapaxes(kernel, -1, -2), drop, ys, lead=1)
+            return _shifted(pulled, zero, not reverse)
         return apply(reset_after, at, kernel, drop, _shifted(ys, zero, reverse), lead=1)
 
     return jax.jvp(changed, [args[i] for i in moving], [tangents[i] for i in moving])[1]

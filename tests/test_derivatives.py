@@ -123,6 +123,20 @@ def test_one_argument_at_a_time(cell, wrt):
     chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("cell", RESETS)
+def test_on_a_single_device(cell, monkeypatch):
+    """There, time and batch are merged; the other tests have several devices."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    p = problem(CELLS[cell], OPTIONS["all"])
+
+    def derivatives(method):
+        f = scalar(CELLS[cell], p.options, method)
+        ensemble = [stacked(arg, 0) for arg in p[:3]]
+        return jax.jit(lambda *args: (reverse_over_reverse(f)(*args), jax.vmap(jax.grad(f, WRT))(*ensemble)))(*p[:3])
+
+    chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
+
+
 # --- vmap -------------------------------------------------------------------------------------------------------------
 
 # Which of (params, xs, h_0, mask, resets) are batched.
