@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments train TASK`."""
+"""The command line: `python -m experiments train TASK` and `python -m experiments bench`."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ import jax
 import tyro
 
 from experiments import config, runs, session, tasks
+from experiments.bench.settings import Bench
 
 
 def main(arguments: Sequence[str] | None = None, started: float | None = None) -> int:
@@ -21,13 +22,16 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
       started: `time.perf_counter()` when the process began.
 
     Returns:
-      The exit status: 2 for a mistake in the arguments, else that of `experiments.session.train`.
+      The exit status: 2 for a mistake in the arguments, else that of `experiments.session.train` or
+      `experiments.bench.session.run`.
     """
     started = time.perf_counter() if started is None else started
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = parse(arguments)
         options.check()
+        if isinstance(options, Bench):
+            return bench(options)
         use_compilation_cache()
         run = runs.open_run(options.folder, options.config, options.resume)
     except (ValueError, OSError) as error:
@@ -36,8 +40,16 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
     return session.train(run, options, started)
 
 
-def parse(arguments: Sequence[str]) -> config.Train:
-    """What the arguments say: `train TASK`, with the options and defaults of that task.
+def bench(options: Bench) -> int:
+    """Runs a benchmark."""
+    # Imported only here: training need not wait for it.
+    from experiments.bench import session as bench_session
+
+    return bench_session.run(options)
+
+
+def parse(arguments: Sequence[str]) -> config.Train | Bench:
+    """What the arguments say: `train TASK`, with the options and defaults of that task, or `bench`.
 
     Raises:
       ValueError: if there is no such task; the message suggests the nearest name.
@@ -56,13 +68,14 @@ def parse(arguments: Sequence[str]) -> config.Train:
         """Train a GRU on a task until it is solved or the budget of steps is spent."""
         return options
 
-    return tyro.extras.subcommand_cli_from_dict(
-        {"train": train},
+    options: Any = tyro.extras.subcommand_cli_from_dict(
+        {"train": train, "bench": Bench},
         prog=config.PROGRAM,
-        description="Experiments with GRUs on synthetic memory tasks.",
+        description="Experiments with GRUs on synthetic memory tasks, and benchmarks.",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
+    return options
 
 
 def use_compilation_cache() -> None:

@@ -1,6 +1,5 @@
 """Checks of arguments at the public boundary: each names the argument, what was expected and what came."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -78,9 +77,3 @@ def lengths(name: str, value: jax.Array, batch: tuple[Any, ...], steps: Any) -> 
     values = np.asarray(value)
     if values.size and not (0 <= values.min() and values.max() <= steps):
         raise ValueError(f"{name} must lie in [0, T] = [0, {steps}], got values in [{values.min()}, {values.max()}]")
-
-
-def names(name: str, value: Mapping[str, Any], expected: tuple[str, ...]) -> None:
-    """Refuses a mapping that lacks one of the `expected` names or has others."""
-    if set(value) != set(expected):
-        raise ValueError(f"{name} must have the entries {sorted(expected)}, got {sorted(value)}")

@@ -12,7 +12,7 @@ def pytest_collection_finish():
     jax.config.update("jax_enable_x64", False)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def float64():
     jax.config.update("jax_enable_x64", True)
     yield

@@ -1,0 +1,133 @@
+"""Results as text, in tables that are Markdown too, and as JSON."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from experiments.bench import growth, measure, peers
+from experiments.bench.measure import PASSES, Cost, Result
+
+LEGEND = """\
+ms: median over rounds [quartiles]. ×: times as fast as {reference}, the median of the ratios within rounds.
+of GEMM: share of the rate of a 1024³ matrix product in the same rounds; GFLOP/s counts the matrix products alone.
+compile: tracing and compiling, seconds, forward + gradient. temporary: peak by XLA's analysis, MiB, forward / gradient.
+kept: bytes that the forward pass keeps for the gradient, a step, sequence and state feature, arguments not counted.
+differs: largest difference from gru_jax's plain scan, as a share of the largest value, of hs / of the gradient of xs.
+Gradient: of Σ g ⊙ hs with respect to all parameters and xs, the forward pass included. Layout: each peer's own;
+flax and keras get batch-major inputs, the others time-major. *: reset before the product, compared with CHO2014."""
+
+
+def heading(machine: Mapping[str, Any], command: str) -> str:
+    """What ran where."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        f"Command: {command}",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, JAX on {machine['device']}, {machine['system']}",
+        f"Versions: {versions}",
+    ]
+    if machine["load"] is not None:
+        lines.append(f"Load before the start: {machine['load']:.2f}")
+    lines += [f"Environment: {name}={value}" for name, value in machine["environment"].items()]
+    return "\n".join(lines)
+
+
+def shape_table(result: Result) -> str:
+    """All that was measured at one shape."""
+    rates = ", ".join(f"{rate:.0f} ({which})" for which, rate in result.gemm_gflops.items())
+    columns = ["peer"]
+    for which in PASSES:
+        columns += [f"{which} ms", "×", "GFLOP/s", "of GEMM"]
+    columns += ["compile s", "temporary MiB", "kept B", "differs"]
+    sizes = ", ".join(f"{name} = {size}" for name, size in result.shape._asdict().items())
+    return f"### {sizes}; GEMM {rates} GFLOP/s\n\n" + _table(columns, [_row(result, name) for name in _names(result)])
+
+
+def summary_table(results: Sequence[Result], which: str) -> str:
+    """Speed-ups of one pass: a row for each shape, a column for each peer."""
+    names = list(dict.fromkeys(name for result in results for name in result.costs[which]))
+    rows = [[str(result.shape), *(_speedup(result.costs[which].get(name)) for name in names)] for result in results]
+    base = measure.reference(names)
+    return f"### {which}, times as fast as {base}\n\n" + _table(["T,B,D,H", *names], rows)
+
+
+def growth_table(axis: str, results: Sequence[Result], which: str) -> str:
+    """Times along a sweep, in µs a step."""
+    names = list(dict.fromkeys(name for result in results for name in result.costs[which]))
+    rows = []
+    for result in results:
+        costs = result.costs[which]
+        times = [f"{costs[n].timing.median / result.shape.T * 1e6:.2f}" if n in costs else "–" for n in names]
+        rows.append([str(result.shape), *times])
+    return f"### {which} along {axis}, µs a step\n\n" + _table(["T,B,D,H", *names], rows)
+
+
+def guard_lines(rows: Iterable[growth.Growth]) -> str:
+    """A line for each peer and pass."""
+    lengths = f"T = {growth.LONG.T} over T = {growth.SHORT.T}"
+    return "\n".join(
+        f"Time of a step, {lengths}: {row.peer} {row.which} {row.ratio:.2f} "
+        + ("(flat)" if row.flat else f"GROWS, beyond {growth.LIMIT:g}")
+        for row in rows
+    )
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """A result of JSON's types; times in seconds, memory in bytes."""
+    rows: dict[str, Any] = {}
+    for which, costs in result.costs.items():
+        for name, cost in costs.items():
+            low, high = cost.timing.quartiles
+            rows.setdefault(name, {})[which] = {
+                "seconds": cost.timing.median,
+                "quartiles": [low, high],
+                "samples": list(cost.timing.seconds),
+                "repetitions": cost.timing.repetitions,
+                "speedup": cost.speedup,
+                "gflops": cost.gflops,
+                "gemm_share": cost.gemm_share,
+                "compile_seconds": cost.compile_seconds,
+                "temporary_bytes": cost.temporary_bytes,
+                "difference": cost.difference if math.isfinite(cost.difference) else None,
+                "agrees": cost.agrees,
+            }
+    for name, kept in result.kept.items():
+        rows[name]["kept_bytes_per_step_and_unit"] = kept
+    return {"shape": result.shape._asdict(), "gemm_gflops": result.gemm_gflops, "peers": rows}
+
+
+def _names(result: Result) -> list[str]:
+    return list(dict.fromkeys(name for costs in result.costs.values() for name in costs))
+
+
+def _row(result: Result, name: str) -> list[str]:
+    costs = [result.costs[which].get(name) for which in PASSES]
+    cells = [name + ("" if peers.get(name).reset_after else " *")]
+    for cost in costs:
+        cells += ["–"] * 4 if cost is None else _time_cells(cost)
+    there = [cost for cost in costs if cost is not None]
+    compiled = [f"{cost.compile_seconds:.2f}" for cost in there if cost.compile_seconds is not None]
+    temporary = [f"{cost.temporary_bytes / 2**20:.2f}" for cost in there if cost.temporary_bytes is not None]
+    differs = [f"{cost.difference:.0e}" + ("" if cost.agrees else " DISAGREES") for cost in there]
+    kept = f"{result.kept[name]:.1f}" if name in result.kept else "–"
+    return [*cells, " + ".join(compiled) or "–", " / ".join(temporary) or "–", kept, " / ".join(differs)]
+
+
+def _time_cells(cost: Cost) -> list[str]:
+    low, high = (f"{1e3 * bound:.3g}" for bound in cost.timing.quartiles)
+    milliseconds = f"{1e3 * cost.timing.median:.3g} [{low}, {high}]"
+    return [milliseconds, _speedup(cost), f"{cost.gflops:.2f}", f"{100 * cost.gemm_share:.1f} %"]
+
+
+def _speedup(cost: Cost | None) -> str:
+    return "–" if cost is None or cost.speedup is None else f"{cost.speedup:.2f}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it reads as text."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    dashes = ["-" * width for width in widths]
+    lines = (
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+        for cells in (columns, dashes, *rows)
+    )
+    return "\n".join(lines)

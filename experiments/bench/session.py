@@ -1,0 +1,93 @@
+"""One call of `bench`, from the heading to the last table."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from experiments.bench import figures, growth, machine, measure, peers, report
+from experiments.bench.measure import PASSES, Result
+from experiments.bench.settings import Bench
+
+
+def run(options: Bench) -> int:
+    """Runs a benchmark and prints its tables as they become ready.
+
+    Returns:
+      The exit status: 1 if a peer computed something else than we do, or if none could run; else 0.
+    """
+    started = time.perf_counter()
+    names = options.peers or (growth.guarded(peers.PEERS) if options.sweep else tuple(peers.PEERS))
+    distributions = dict.fromkeys(one for name in names for one in peers.get(name).distributions)
+    described = machine.describe(distributions)
+    print(report.heading(described, options.command()), flush=True)
+    with _no_compilation_cache():
+        present, skipped = measure.present(names)
+        for name, reason in skipped.items():
+            print(f"Skipped {name}: {reason}", flush=True)
+        if not present:
+            print("error: no peer can run here", file=sys.stderr)
+            return 1
+        run_all = _sweeps if options.sweep else _shapes
+        written = {"command": options.command(), "machine": described, "skipped": skipped}
+        results = run_all(options, present, written)
+    if options.json is not None:
+        options.json.write_text(json.dumps(written, indent=1, allow_nan=False) + "\n")
+    disagreeing = sorted({name for result in results for name in result.disagreeing})
+    if disagreeing:
+        print(f"\nNot the same outputs or gradients as gru_jax: {', '.join(disagreeing)}")
+    print(f"\nTook {time.perf_counter() - started:.0f} s.", flush=True)
+    return 1 if disagreeing else 0
+
+
+def _shapes(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[Result]:
+    """Table by table, then the summary and the guard; adds to what is written as JSON."""
+    rounds, sample_seconds = options.wanted_rounds(), options.sample_ms / 1e3
+    print("\n" + report.LEGEND.format(reference=measure.reference(names)), flush=True)
+    results = []
+    for shape in options.wanted_shapes():
+        results.append(measure.measure(shape, names, rounds, sample_seconds))
+        print("\n" + report.shape_table(results[-1]), flush=True)
+    for which in PASSES:
+        print("\n" + report.summary_table(results, which))
+    guarded = growth.guard(growth.guarded(names), rounds, sample_seconds)
+    if guarded:
+        print("\n" + report.guard_lines(guarded), flush=True)
+    written["shapes"] = [report.as_json(result) for result in results]
+    written["guard"] = [row._asdict() for row in guarded]
+    if options.plot is not None:
+        figures.shapes(options.plot, results)
+    return results
+
+
+def _sweeps(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[Result]:
+    """Two tables for each axis; adds to what is written as JSON."""
+    results: dict[str, list[Result]] = {}
+    for axis in growth.SWEEPS:
+        results[axis] = []
+        rounds, sample_seconds = options.wanted_rounds(), options.sample_ms / 1e3
+        for result in growth.sweep(axis, names, options.quick, rounds, sample_seconds):
+            results[axis].append(result)
+            print(f"{axis}: measured {result.shape}", file=sys.stderr, flush=True)
+        for which in PASSES:
+            print("\n" + report.growth_table(axis, results[axis], which), flush=True)
+    written["sweeps"] = {axis: [report.as_json(result) for result in along] for axis, along in results.items()}
+    if options.plot is not None:
+        figures.sweeps(options.plot, results)
+    return [result for along in results.values() for result in along]
+
+
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """A program that is read from a cache takes no time to compile."""
+    config: Any = jax.config
+    before = config.jax_enable_compilation_cache
+    config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        config.update("jax_enable_compilation_cache", before)

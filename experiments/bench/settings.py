@@ -1,0 +1,130 @@
+"""What the command line of `bench` can say."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+
+from experiments import config
+
+
+class Shape(NamedTuple):
+    """Sizes of a benchmark.
+
+    Attributes:
+      T: time steps.
+      B: sequences.
+      D: features of the input.
+      H: features of the state.
+    """
+
+    T: int
+    B: int
+    D: int
+    H: int
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+
+SHAPES = tuple(
+    Shape(*sizes)
+    for sizes in (
+        (100, 1, 32, 64),
+        (100, 32, 64, 128),
+        (500, 32, 64, 128),
+        (100, 128, 128, 256),
+        (100, 64, 512, 512),
+        (1000, 16, 32, 64),
+        (2000, 1, 64, 128),
+        (1000, 1, 1, 16),
+        (50, 256, 32, 32),
+    )
+)
+QUICK_SHAPES = (Shape(100, 1, 8, 16), Shape(50, 16, 16, 32))
+ROUNDS, QUICK_ROUNDS = 11, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Time gru_jax beside the GRUs of other frameworks, on the same weights and inputs."""
+
+    shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="T,B,D,H ...", help_behavior_hint="(default: nine)")] = ()
+    """shapes to run: time steps, sequences, input features, state features"""
+    peers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
+    """peers to run; ratios are to flax-nnx, or to the first where that is not among them"""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """two small shapes and few rounds, in about a minute"""
+    sweep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """instead of the shapes, vary T from 100 to 100000, B and H one at a time"""
+    rounds: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 11, quick 3)")] = None
+    """samples of each peer"""
+    sample_ms: float = 20.0
+    """least duration of a sample, in milliseconds; a function that takes less is repeated"""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
+    """where to write all results"""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
+    """where to draw the times, as PNG"""
+
+    def check(self) -> None:
+        """Raises ValueError that names the option as on the command line, if a value makes no sense."""
+        from experiments.bench import peers
+
+        self.wanted_shapes()
+        for name in self.peers:
+            peers.get(name)
+        if self.sweep and self.shapes:
+            raise ValueError("--sweep chooses its own shapes; leave --shapes out")
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
+        if not 0 <= self.sample_ms <= 10_000:
+            raise ValueError(f"--sample-ms must be between 0 and 10000, got {self.sample_ms}")
+        for option, path in (("--json", self.json), ("--plot", self.plot)):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise ValueError(f"{option}: there is no folder {path.absolute().parent}")
+
+    def wanted_shapes(self) -> tuple[Shape, ...]:
+        """The shapes asked for, or the default ones."""
+        if self.shapes:
+            return tuple(parse_shape(text) for text in self.shapes)
+        return QUICK_SHAPES if self.quick else SHAPES
+
+    def wanted_rounds(self) -> int:
+        """The rounds asked for, or the default number."""
+        return self.rounds or (QUICK_ROUNDS if self.quick else ROUNDS)
+
+    def command(self) -> str:
+        """The command line that says the same.
+
+        >>> Bench(shapes=("4,2,3,5",), quick=True).command()
+        'python -m experiments bench --shapes 4,2,3,5 --quick'
+        """
+        words = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            words.append(f"--{field.name.replace('_', '-')}")
+            if isinstance(value, tuple):
+                words += value
+            elif value is not True:
+                words.append(str(value))
+        return shlex.join([*config.PROGRAM.split(), "bench", *words])
+
+
+def parse_shape(text: str) -> Shape:
+    """Reads a shape T,B,D,H.
+
+    >>> parse_shape("100,32,64,128")
+    Shape(T=100, B=32, D=64, H=128)
+    >>> parse_shape("100,32,64")
+    Traceback (most recent call last):
+    ...
+    ValueError: --shapes takes four positive integers T,B,D,H, e.g. 100,32,64,128; got '100,32,64'
+    """
+    sizes = text.split(",")
+    if len(sizes) != 4 or not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
+        raise ValueError(f"--shapes takes four positive integers T,B,D,H, e.g. 100,32,64,128; got {text!r}")
+    return Shape(*map(int, sizes))
