@@ -247,7 +247,10 @@ def split(packed: jax.Array, parts: int = 3) -> list[jax.Array]:
 
 def project(params: Params, x: jax.Array, dtype: Any) -> Projected:
     """The projected input x W + b of each gate: (..., D) to three arrays (..., H) of `dtype`."""
-    projected = [product(x, kernel, dtype=dtype) for kernel in split(params.kernel)]
+    # Merged here rather than in each product, so that a gradient keeps one copy of x and not three.
+    rows = _rows(x)
+    shape = (*x.shape[:-1], params.features)
+    projected = [product(rows, kernel, dtype=dtype).reshape(shape) for kernel in split(params.kernel)]
     if params.bias is not None:
         projected = [x_g + bias for x_g, bias in zip(projected, split(params.bias.astype(dtype)), strict=True)]
     x_r, x_z, x_n = projected
@@ -269,8 +272,7 @@ def product(h: jax.Array, kernel: jax.Array, lead: int = 0, dtype: Any = None) -
     dtype = h.dtype if dtype is None else dtype
 
     def dot(h: jax.Array, kernel: jax.Array) -> jax.Array:
-        rows = h if _may_be_sharded() else h.reshape(-1, h.shape[-1])
-        result = jnp.matmul(rows.astype(kernel.dtype), kernel, preferred_element_type=dtype)
+        result = jnp.matmul(_rows(h).astype(kernel.dtype), kernel, preferred_element_type=dtype)
         return result.reshape(*h.shape[:-1], kernel.shape[-1])
 
     for _ in range(kernel.ndim - 2):
@@ -278,13 +280,15 @@ def product(h: jax.Array, kernel: jax.Array, lead: int = 0, dtype: Any = None) -
     return dot(h, kernel)
 
 
-def _may_be_sharded() -> bool:
-    """Whether axes must be left as they are, as merging a sharded axis into another one would gather it.
+def _rows(h: jax.Array) -> jax.Array:
+    """h (..., H) with its leading axes merged, where no axis of it can be sharded: a merged one would be gathered.
 
-    Elsewhere `product` merges time and batch: in the gradient of a kernel, XLA on CPU contracts one axis up to twice as
-    fast as two, which it first copies into another layout.
+    In the gradient of a kernel, XLA on CPU contracts one axis up to twice as fast as time and batch, which it first
+    copies into another layout.
     """
-    return jax.device_count() > 1 or not jax.sharding.get_abstract_mesh().empty
+    if jax.device_count() > 1 or not jax.sharding.get_abstract_mesh().empty:
+        return h
+    return h.reshape(-1, h.shape[-1])
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))

@@ -17,9 +17,9 @@ def loss_and_args(cell, method="fused"):
 
 
 def kept_per_step(loss, args):
-    """Widths of the arrays (T, B, width) that the backward pass holds on to."""
+    """Widths of the arrays (T, B, width) or (T·B, width) that the backward pass holds on to."""
     _, vjp = jax.vjp(loss, *args)
-    kept = {id(leaf): leaf for leaf in jax.tree.leaves(vjp) if leaf.ndim and leaf.shape[0] == STEPS}
+    kept = {id(leaf): leaf for leaf in jax.tree.leaves(vjp) if leaf.ndim and leaf.shape[0] in (STEPS, STEPS * BATCH)}
     return sorted(leaf.shape[-1] for leaf in kept.values())
 
 
@@ -48,7 +48,10 @@ def test_policy_does_not_run_the_states_twice(cell):
     assert while_loops(kept, args) == 2
 
 
+@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("cell", CELLS)
-def test_fused_keeps_less_than_autodiff_of_the_scan(cell):
+def test_fused_keeps_less_than_autodiff_of_the_scan(cell, devices, monkeypatch):
+    """Time and batch are merged where there is one device."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     fused, scan = (sum(kept_per_step(*loss_and_args(CELLS[cell], method))) for method in ("fused", "scan"))
     assert fused < scan
