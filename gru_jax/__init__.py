@@ -13,7 +13,9 @@ from typing import Any
 
 from gru_jax import gates, initializers
 from gru_jax.cells import CHO2014, CUDNN, GOODFELLOW, GRU, Params
-from gru_jax.recurrence import save_states
+from gru_jax.lowering import lowerings
+from gru_jax.primitives import save_states
+from gru_jax.settings import config
 from gru_jax.unroll import unroll
 
 __version__ = "0.1.0"
@@ -24,9 +26,11 @@ __all__ = [
     "GOODFELLOW",
     "GRU",
     "Params",
+    "config",
     "gates",
     "initializers",
     "linen",
+    "lowerings",
     "nnx",
     "save_states",
     "unroll",

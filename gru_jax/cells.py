@@ -6,6 +6,7 @@ r, z, n side by side.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -164,7 +165,7 @@ class GRU:
         if mask is not None:
             checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", h_tm1.shape)
             mask = mask.astype(state_dtype)
-        projected = project(params, x_t, state_dtype)
+        projected = project(params.kernel, params.bias, x_t, state_dtype)
         c_n = None if params.recurrent_bias is None else params.recurrent_bias.astype(state_dtype)
         return self.advance(projected, h_tm1.astype(state_dtype), params.recurrent_kernel, c_n, mask)
 
@@ -245,14 +246,22 @@ def split(packed: jax.Array, parts: int = 3) -> list[jax.Array]:
     return jnp.split(packed, parts, axis=-1)
 
 
-def project(params: Params, x: jax.Array, dtype: Any) -> Projected:
-    """The projected input x W + b of each gate: (..., D) to three arrays (..., H) of `dtype`."""
-    # Merged here rather than in each product, so that a gradient keeps one copy of x and not three.
-    rows = _rows(x)
-    shape = (*x.shape[:-1], params.features)
-    projected = [product(rows, kernel, dtype=dtype).reshape(shape) for kernel in split(params.kernel)]
-    if params.bias is not None:
-        projected = [x_g + bias for x_g, bias in zip(projected, split(params.bias.astype(dtype)), strict=True)]
+def project(kernel: jax.Array, bias: jax.Array | None, x: jax.Array, dtype: Any, lead: int = 0) -> Projected:
+    """The projected input x W + b of each gate.
+
+    Args:
+      kernel: W, (*group, D, 3H); see `product` for the group axes.
+      bias: b, (*group, *batch, 3H), broadcastable; or None.
+      x: (*lead, *group, *batch, D).
+      dtype: of the result.
+      lead: the number of axes of x before the group axes.
+
+    Returns:
+      Three arrays (*lead, *group, *batch, H).
+    """
+    projected = [product(x, kernel_g, lead, dtype) for kernel_g in split(kernel)]
+    if bias is not None:
+        projected = [x_g + bias_g for x_g, bias_g in zip(projected, split(bias.astype(dtype)), strict=True)]
     x_r, x_z, x_n = projected
     return x_r, x_z, x_n
 
@@ -262,7 +271,8 @@ def product(h: jax.Array, kernel: jax.Array, lead: int = 0, dtype: Any = None) -
 
     Args:
       h: (*lead, *group, *batch, H).
-      kernel: (*group, H, K). Group axes belong to weights that were batched by `vmap`; usually there are none.
+      kernel: (*group, H, K). Group axes belong to weights that were batched by `vmap`; usually there are none. A group
+        axis may have size 1 in either.
       lead: the number of axes of h before the group axes.
       dtype: of the result; by default that of h.
 
@@ -275,9 +285,25 @@ def product(h: jax.Array, kernel: jax.Array, lead: int = 0, dtype: Any = None) -
         result = jnp.matmul(_rows(h).astype(kernel.dtype), kernel, preferred_element_type=dtype)
         return result.reshape(*h.shape[:-1], kernel.shape[-1])
 
-    for _ in range(kernel.ndim - 2):
-        dot = jax.vmap(dot, in_axes=(lead, 0), out_axes=lead)
+    for group in reversed(range(kernel.ndim - 2)):
+        dot = _over_group(dot, lead, h.shape[lead + group], kernel.shape[group])
     return dot(h, kernel)
+
+
+def _over_group(dot: Callable[..., jax.Array], lead: int, h_size: int, kernel_size: int) -> Callable[..., jax.Array]:
+    """`dot` mapped over a group axis, of which either operand may have only one."""
+    if h_size == 1 or kernel_size == 1:
+        axes = (lead if h_size > 1 else None, 0 if kernel_size > 1 else None)
+
+        def squeezed(h: jax.Array, kernel: jax.Array) -> jax.Array:
+            h = h if h_size > 1 else jnp.squeeze(h, lead)
+            kernel = kernel if kernel_size > 1 else jnp.squeeze(kernel, 0)
+            if axes == (None, None):
+                return jnp.expand_dims(dot(h, kernel), lead)
+            return jax.vmap(dot, in_axes=axes, out_axes=lead)(h, kernel)
+
+        return squeezed
+    return jax.vmap(dot, in_axes=(lead, 0), out_axes=lead)
 
 
 def _rows(h: jax.Array) -> jax.Array:

@@ -85,9 +85,9 @@ def source(
     h_tm1: jax.Array,
     kernel: jax.Array,
     drop: jax.Array | None,
-    d_projected: Projected,
+    d_projected: Projected | None,
     d_kernel: jax.Array | None,
-    d_bias: jax.Array,
+    d_bias: jax.Array | None,
     lead: int = 1,
 ) -> jax.Array:
     """The tangent of h_t at fixed h_tm1: what the tangents of everything but the state add at each step.
@@ -96,10 +96,10 @@ def source(
       reset_after: where the reset gate acts.
       at: the coefficients.
       h_tm1, kernel, drop: as in `linearise`.
-      d_projected, d_kernel, d_bias: tangents of x W + b, U and c_n; d_kernel may be None for zero.
+      d_projected, d_kernel, d_bias: tangents of x W + b, U and c_n; None for zero.
       lead: the number of time axes, 1 or 0.
     """
-    d_r, d_z, d_n = d_projected
+    d_r, d_z, d_n = d_projected or 3 * [jnp.zeros_like(at.z)]
     if d_kernel is not None:
         h_in = _dropped(h_tm1, drop)
         if reset_after:
@@ -110,7 +110,8 @@ def source(
             d_n = d_n + product(at.r * h_in, _n(d_kernel), lead)
         d_r, d_z = d_r + h_r, d_z + h_z
     if reset_after:
-        return at.c_r * d_r + at.c_z * d_z + at.a_n * (d_n + at.r * d_bias)
+        d_n = d_n if d_bias is None else d_n + at.r * d_bias
+        return at.c_r * d_r + at.c_z * d_z + at.a_n * d_n
     return at.c_z * d_z + at.a_n * (d_n + product(at.c_r * d_r, _n(kernel), lead))
 
 

@@ -1,14 +1,16 @@
 """A GRU over a whole sequence."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, recurrence
-from gru_jax.cells import GRU, Params, project
+from gru_jax import checks, primitives
+from gru_jax.cells import GRU, Params
+from gru_jax.recurrence import Operands
 
-METHODS = ("auto", "scan", "fused")
+METHODS = ("auto", "scan", "fused", "native")
 
 
 def unroll(
@@ -40,7 +42,8 @@ def unroll(
         `mask` masks, so that no episode leaks into the next, but not beyond a sequence's length.
       reverse: run from step T − 1 to step 0; hs[t] stays beside xs[t], and padding stays at the end.
       method: "scan", plain `lax.scan` under autodiff, the oracle; "fused", the input projection and all of the gradient
-        that is parallel over time hoisted out of the loop; "auto", the fastest known.
+        that is parallel over time hoisted out of the loop, compiled by XLA; "native", the same by C++ kernels, on a CPU
+        and in float32; "auto", native where it can be had, otherwise fused. `gru_jax.lowerings` tells which it is.
       recurrent_dropout_mask: (*batch, features), a constant that multiplies the state where it enters the recurrent
         products (Gal & Ghahramani, NeurIPS 2016).
 
@@ -50,7 +53,8 @@ def unroll(
       float32 if the compute dtype is narrower.
 
     Raises:
-      TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
+      TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit, or method="native" cannot be
+        had: the message says why.
 
     >>> import gru_jax
     >>> cell = gru_jax.CUDNN
@@ -84,7 +88,7 @@ def unroll(
         return h_0, jnp.zeros((0, *state_shape), xs.dtype)
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
-    run = _scan if method == "scan" else _fused
+    run = _scan if method == "scan" else functools.partial(_fused, method=method)
     hs = run(cell, params, xs, h_0, drop, mask, resets, reverse)
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
     return hs[0 if reverse else -1], outputs.astype(xs.dtype)
@@ -123,22 +127,14 @@ def _fused(
     mask: jax.Array | None,
     resets: jax.Array | None,
     reverse: bool,
+    method: str,
 ) -> jax.Array:
-    """The states by the two recurrences of `gru_jax.recurrence`."""
-    bias = jnp.zeros(params.features) if params.recurrent_bias is None else params.recurrent_bias
-    bias = bias.astype(h_0.dtype).reshape(*[1] * (h_0.ndim - 1), -1)
-    projected = project(params, xs, h_0.dtype)
-    return recurrence.states(
-        cell,
-        projected,
-        h_0,
-        params.recurrent_kernel,
-        bias,
-        drop=drop,
-        mask=mask,
-        resets=resets,
-        reverse=reverse,
+    """The states by the primitives of `gru_jax.primitives`."""
+    recurrent_bias = None if params.recurrent_bias is None else params.recurrent_bias.astype(h_0.dtype)
+    operands = Operands(
+        xs, h_0, params.kernel, params.recurrent_kernel, params.bias, recurrent_bias, drop, mask, resets
     )
+    return primitives.states(operands, cell=cell, reverse=reverse, method=method)
 
 
 def _optional(name: str, value: Any, symbols: str, expected: tuple[Any, ...], dtype: Any) -> jax.Array | None:

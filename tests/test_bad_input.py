@@ -10,7 +10,7 @@ from tests.cases import BATCH, FEATURES, IN_FEATURES, STEPS, problem
 P = problem(gru_jax.CUDNN)
 UNROLL = {
     "cell": (dict(cell="gru"), TypeError, r"cell must be a gru_jax.GRU, got str"),
-    "method": (dict(method="fast"), ValueError, r"method must be one of 'auto', 'scan', 'fused', got 'fast'"),
+    "method": (dict(method="fast"), ValueError, r"method must be one of 'auto', 'scan', 'fused', 'native', got 'fast'"),
     "params": (dict(params=tuple(P.params)), TypeError, r"params must be gru_jax.Params.*got tuple"),
     "kernel": (
         dict(params=P.params._replace(kernel=jnp.zeros((IN_FEATURES, 5)))),

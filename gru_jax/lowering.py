@@ -1,0 +1,385 @@
+"""What the primitives become on a CPU: calls of the native kernels where they apply, otherwise loops of XLA.
+
+The kernels (C++, in `native/`) compute the states, their gradient and the linear recurrence in float32, for the gates σ
+and tanh. The rest, every other platform, and what `jax.export` writes, takes the definitions of `gru_jax.recurrence`.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gru_jax.linearisation import Linearisation
+from gru_jax.recurrence import TIMELESS, WEIGHTS, Operands
+from gru_jax.settings import config
+
+try:
+    from gru_jax import _native
+
+    for _target, _handler in _native.handlers().items():
+        jax.ffi.register_ffi_target(_target, _handler, platform="cpu")
+    missing = None
+except ImportError as error:
+    missing = f"the native kernels are not installed ({error}); a C++ compiler at installation builds them"
+
+_SIGMOIDS = (jax.nn.sigmoid, jax.lax.logistic)
+_TANHS = (jnp.tanh, jax.nn.tanh, jax.lax.tanh)
+
+
+def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> str | None:
+    """Why a primitive cannot run on the native kernels, or None if it can.
+
+    Args:
+      primitive: its name.
+      named: its operands, or their types, by name.
+      params: its parameters.
+    """
+    if primitive == "gru_push":
+        return "a tangent is made of XLA's operations and gru_linear"
+    if params["method"] == "fused":
+        return 'method="fused" asks for XLA'
+    if missing:
+        return missing
+    if not config.native:
+        return "gru_jax.config.native is False"
+    cell = params.get("cell")
+    if cell is not None and (cell.gate not in _SIGMOIDS or cell.candidate not in _TANHS):
+        return "the cell has other activations than sigmoid and tanh"
+    dtypes = {str(x.dtype) for name, x in named.items() if name not in ("mask", "resets")}
+    if dtypes != {"float32"}:
+        return f"the kernels are for float32, got {', '.join(sorted(dtypes))}"
+    sizes = [size for x in named.values() for size in x.shape]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return "an axis is empty, or its size is not known"
+    if primitive == "gru_pull" and named["hs"].shape != named["ct"].shape:
+        return "many cotangents share one linearisation"
+    return None
+
+
+class Lowering(NamedTuple):
+    """What one primitive of a computation becomes on this machine.
+
+    Attributes:
+      primitive: "gru_states", "gru_pull" (its gradient), "gru_push" (its tangent) or "gru_linear".
+      native: whether it calls a native kernel.
+      why: the kernel's instruction set, or why it is left to XLA.
+    """
+
+    primitive: str
+    native: bool
+    why: str
+
+
+def lowerings(function: Callable[..., Any]) -> Callable[..., list[Lowering]]:
+    """Tells which lowering the recurrences of a computation will use, without running it.
+
+    Args:
+      function: any function of arrays, such as the loss of a model with GRU layers in it.
+
+    Returns:
+      A function of the same arguments that returns a `Lowering` for every recurrence in the computation. It answers for
+      one device of the default platform, for `jax.jit` and not for `jax.export`, which always writes the portable form.
+
+    >>> import gru_jax
+    >>> params = gru_jax.CUDNN.init(jax.random.key(0), 2, 3)
+    >>> loss = lambda params, xs: gru_jax.unroll(gru_jax.CUDNN, params, xs, method="fused")[1].sum()
+    >>> for lowering in gru_jax.lowerings(jax.grad(loss))(params, jnp.ones((5, 2))):
+    ...     print(lowering)
+    Lowering(primitive='gru_states', native=False, why='method="fused" asks for XLA')
+    Lowering(primitive='gru_pull', native=False, why='method="fused" asks for XLA')
+    """
+
+    def report(*args: Any, **kwargs: Any) -> list[Lowering]:
+        return list(_lowerings(jax.make_jaxpr(functools.partial(function, **kwargs))(*args).jaxpr))
+
+    return report
+
+
+def _lowerings(jaxpr: Any) -> Iterator[Lowering]:
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in ("gru_states", "gru_pull", "gru_push", "gru_linear"):
+            named = {n: x.aval for n, x in zip(params["names"], equation.invars, strict=True)}
+            why = obstacle(name, named, params)
+            if why is None and jax.default_backend() != "cpu":
+                why = f"the platform is {jax.default_backend()}"
+            yield Lowering(name, why is None, why or _native.isa())
+        for inner in jax.tree.leaves(tuple(params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from _lowerings(getattr(inner, "jaxpr", inner))
+
+
+def rule(primitive: str, portable: Callable[..., Any]) -> Callable[..., Any]:
+    """The lowering rule of a primitive on a CPU, given its portable one."""
+
+    def lower(ctx: Any, *operands: Any, names: tuple[str, ...], **params: Any) -> Any:
+        native = _CALLS.get(primitive)
+        if (
+            native is None
+            or ctx.module_context.lowering_parameters.for_export
+            or obstacle(primitive, dict(zip(names, ctx.avals_in, strict=True)), params)
+        ):
+            return portable(ctx, *operands, names=names, **params)
+        devices = _devices(ctx.module_context.axis_context)
+        if devices is None:
+            return portable(ctx, *operands, names=names, **params)
+        call: Callable[..., Any] = functools.partial(native, names=names, **params)
+        if devices > 1:
+            call = _partitioned(call, names, params.get("wrt"))
+        return mlir.lower_fun(call, multiple_results="wrt" in params)(ctx, *operands)
+
+    return lower
+
+
+def _devices(context: Any) -> int | None:
+    """Over how many devices a computation is yet to be partitioned; None if they are not known."""
+    if (mesh := getattr(context, "mesh", None)) is not None:
+        return 1 if set(mesh.axis_names) == set(context.manual_axes) else None
+    if context.num_devices == 1:
+        return 1
+    return context.num_devices if context.device_assignment and context.abstract_mesh is not None else None
+
+
+def prepare(*primitives: Primitive) -> None:
+    """Asks JAX to name the devices while it lowers these primitives, as `custom_partitioning` needs."""
+    if missing is None and jax.default_backend() == "cpu" and jax.device_count() > 1:
+        from jax._src import dispatch  # there is no public way
+
+        dispatch.prim_requires_devices_during_lowering.update(primitives)
+
+
+# --- Calls of the kernels ---------------------------------------------------------------------------------------------
+
+
+class _Folded:
+    """Group axes folded into one, G, and batch axes into one, B, of the operands (see `gru_jax.recurrence`)."""
+
+    def __init__(self, lead: tuple[int, ...], groups: int) -> None:
+        self.lead, self.groups = lead, groups
+        self.sizes = math.prod(lead[:groups]), math.prod(lead[groups:])
+
+    def timed(self, x: jax.Array) -> jax.Array:
+        """(T, *group, *batch, K) to (T, G, B, K)."""
+        return jnp.broadcast_to(x, (x.shape[0], *self.lead, x.shape[-1])).reshape(x.shape[0], *self.sizes, x.shape[-1])
+
+    def shared(self, x: jax.Array) -> jax.Array:
+        """The same, but (T, 1, B, K) where all groups read the same."""
+        if math.prod(x.shape[1 : 1 + self.groups]) > 1:
+            return self.timed(x)
+        lead = (*[1] * self.groups, *self.lead[self.groups :])
+        x = jnp.broadcast_to(x, (x.shape[0], *lead, x.shape[-1]))
+        return x.reshape(x.shape[0], 1, self.sizes[1], x.shape[-1])
+
+    def timeless(self, x: jax.Array | None) -> jax.Array:
+        """(*group, *batch, H) to (G, B, H)."""
+        if x is None:
+            return _none(jnp.float32)
+        return jnp.broadcast_to(x, (*self.lead, x.shape[-1])).reshape(*self.sizes, x.shape[-1])
+
+    def flags(self, x: jax.Array | None) -> jax.Array:
+        """(T, *group, *batch, 1) to (T, G, B)."""
+        return _none(bool) if x is None else self.timed(x)[..., 0]
+
+    def weight(self, x: jax.Array | None) -> jax.Array:
+        """(*group, …) to (G, …)."""
+        if x is None:
+            return _none(jnp.float32)
+        own = x.shape[self.groups :]
+        return jnp.broadcast_to(x, (*self.lead[: self.groups], *own)).reshape(self.sizes[0], *own)
+
+    def all(self, o: Operands) -> tuple[jax.Array, ...]:
+        """The operands of the states, in the order of the handlers."""
+        weights = (self.weight(w) for w in (o.kernel, o.bias, o.recurrent_kernel, o.recurrent_bias))
+        flags = (self.flags(o.mask), self.flags(o.resets))
+        return self.shared(o.xs), self.timeless(o.h_0), *weights, self.timeless(o.drop), *flags
+
+
+def _none(dtype: Any) -> jax.Array:
+    """How the handlers are told that an optional operand is not given."""
+    return jnp.zeros((0,), dtype)
+
+
+def _threads() -> np.int64:
+    return np.int64(config.native_threads)
+
+
+def _array(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _named(args: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, Any]:
+    return dict(zip(names, args, strict=True))
+
+
+def _states(*args: Any, names: tuple[str, ...], cell: Any, reverse: bool, method: str) -> jax.Array:
+    o = Operands(**_named(args, names))
+    folded, features = _Folded(o.lead(), o.groups), o.h_0.shape[-1]
+    call = jax.ffi.ffi_call("gru_jax_states", _array(o.xs.shape[0], *folded.sizes, features))
+    hs = call(*folded.all(o), reset_after=cell.reset_after, reverse=reverse, threads=_threads())
+    return hs.reshape(o.xs.shape[0], *folded.lead, features)
+
+
+def _pull(
+    *args: Any, names: tuple[str, ...], wrt: tuple[str, ...], cell: Any, reverse: bool, method: str
+) -> list[jax.Array]:
+    named = _named(args, names)
+    hs, ct = named.pop("hs"), named.pop("ct")
+    o = Operands(**named)
+    folded = _Folded(hs.shape[1:-1], o.groups)
+    (groups, rows), steps, weights = folded.sizes, hs.shape[0], not set(wrt).isdisjoint(WEIGHTS)
+
+    def result(name: str, wanted: bool, *shape: int) -> jax.ShapeDtypeStruct:
+        return _array(*shape) if wanted and getattr(o, name) is not None else _array(0)
+
+    width, features = o.kernel.shape[-2], hs.shape[-1]
+    results = {
+        "xs": result("xs", "xs" in wrt, steps, groups, rows, width),
+        "h_0": result("h_0", True, groups, rows, features),
+        "kernel": result("kernel", weights, groups, width, 3 * features),
+        "bias": result("bias", "bias" in wrt, groups, 3 * features),
+        "recurrent_kernel": result("recurrent_kernel", weights, groups, features, 3 * features),
+        "recurrent_bias": result("recurrent_bias", "recurrent_bias" in wrt, groups, features),
+    }
+    call = jax.ffi.ffi_call("gru_jax_gradient", tuple(results.values()))
+    outs = call(
+        *folded.all(o),
+        folded.timed(hs),
+        folded.timed(ct),
+        reset_after=cell.reset_after,
+        reverse=reverse,
+        threads=_threads(),
+    )
+    shapes = {
+        "xs": (steps, *folded.lead, width),
+        "h_0": (*folded.lead, features),
+        **{name: (*folded.lead[: o.groups], *results[name].shape[1:]) for name in WEIGHTS},
+    }
+    by_name = dict(zip(results, outs, strict=True))
+    return [by_name[name].reshape(shapes[name]) for name in wrt]
+
+
+def _linear(
+    *args: Any, names: tuple[str, ...], method: str, reset_after: bool, reverse: bool, transposed: bool
+) -> jax.Array:
+    named = _named(args, names)
+    kernel, s = named["recurrent_kernel"], named["source"]
+    coefficients = [named[name] for name in Linearisation._fields]
+    groups, ndim = kernel.ndim - 2, s.ndim - 2
+    others = [x.shape[1:-1] for x in (*coefficients, s)] + [(*kernel.shape[:groups], *[1] * (ndim - groups))]
+    folded = _Folded(jnp.broadcast_shapes(*others), groups)
+    held = _Folded(_period(folded.lead, [c.shape[1:-1] for c in coefficients], groups), groups)
+    call = jax.ffi.ffi_call("gru_jax_linear", _array(s.shape[0], *folded.sizes, s.shape[-1]))
+    ys = call(
+        *(held.timed(c) for c in coefficients),
+        folded.weight(kernel),
+        folded.timeless(named.get("drop")),
+        folded.timed(s),
+        reset_after=reset_after,
+        reverse=reverse,
+        transposed=transposed,
+        threads=_threads(),
+    )
+    return ys.reshape(s.shape[0], *folded.lead, s.shape[-1])
+
+
+def _period(lead: tuple[int, ...], leads: list[tuple[int, ...]], groups: int) -> tuple[int, ...]:
+    """The group and batch axes that coefficients need: leading batch axes along which they repeat are left out."""
+    own = jnp.broadcast_shapes(*leads)
+    repeated = len(list(itertools.takewhile(lambda size: size == 1, own[groups:])))
+    return (*lead[:groups], *[1] * repeated, *lead[groups + repeated :])
+
+
+_CALLS: dict[str, Callable[..., Any]] = {"gru_states": _states, "gru_pull": _pull, "gru_linear": _linear}
+
+
+# --- Several devices --------------------------------------------------------------------------------------------------
+
+
+def _partitioned(call: Callable[..., Any], names: tuple[str, ...], wrt: tuple[str, ...] | None) -> Callable[..., Any]:
+    """`call` on each device's share of the groups and the batch; cotangents of weights are summed over devices."""
+    outputs = wrt or ("ys",)
+
+    def specs(shapes: Any, which: tuple[str, ...], spec: list[Any], groups: int) -> list[PartitionSpec]:
+        return [_spec(name, x.shape, spec, groups) for name, x in zip(which, shapes, strict=True)]
+
+    def partition(mesh: Any, args: Any, result: Any) -> Any:
+        results = result if wrt else (result,)
+        groups = args[names.index("recurrent_kernel")].ndim - 2
+        spec = _shared_spec((*zip(names, args, strict=True), *zip(outputs, results, strict=True)), groups)
+        summed = tuple(
+            axis for entry in spec[groups:] if entry for axis in (entry if type(entry) is tuple else (entry,))
+        )
+
+        def local(*args: jax.Array) -> Any:
+            # A device's share is not sharded any more, whatever mesh surrounds the computation.
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                outs = call(*args)
+                if wrt and summed:
+                    return [
+                        jax.lax.psum(x, summed) if name in WEIGHTS else x for name, x in zip(wrt, outs, strict=True)
+                    ]
+                return outs
+
+        placed = [NamedSharding(mesh, s) for s in specs(results, outputs, spec, groups)]
+        taken = tuple(NamedSharding(mesh, s) for s in specs(args, names, spec, groups))
+        return mesh, local, placed if wrt else placed[0], taken
+
+    partitioned = custom_partitioning(lambda *args: call(*args))
+    partitioned.def_partition(partition, sharding_rule=functools.partial(_sharding_rule, names, outputs))
+    return partitioned
+
+
+def _lead_axes(name: str, ndim: int, groups: int) -> range:
+    """The axes of an operand that are group or batch axes."""
+    if name in WEIGHTS:
+        return range(groups)
+    return range(0 if name in TIMELESS else 1, ndim - 1)
+
+
+def _shared_spec(named: Any, groups: int) -> list[Any]:
+    """How the group and batch axes are sharded, from the first operand or result that says so."""
+    spec: list[Any] = [None] * max(len(_lead_axes(name, x.ndim, groups)) for name, x in named)
+    for name, x in named:
+        for i, axis in enumerate(_lead_axes(name, x.ndim, groups)):
+            if spec[i] is None and x.shape[axis] > 1 and axis < len(x.sharding.spec):
+                spec[i] = x.sharding.spec[axis]
+    return spec
+
+
+def _spec(name: str, shape: tuple[int, ...], spec: list[Any], groups: int) -> PartitionSpec:
+    entries = [None] * len(shape)
+    for i, axis in enumerate(_lead_axes(name, len(shape), groups)):
+        entries[axis] = spec[i] if shape[axis] > 1 else None
+    return PartitionSpec(*entries)
+
+
+def _sharding_rule(
+    names: tuple[str, ...], outputs: tuple[str, ...], mesh: Any, operands: Any, results: Any
+) -> tuple[str, dict[str, Any]]:
+    """Which axes of operands and results go together, for Shardy; all but groups and batch are to be whole."""
+    groups = len(operands[names.index("recurrent_kernel")].shape) - 2
+    fresh, whole = itertools.count(), []
+
+    def factors(name: str, shape: Any) -> Iterator[str]:
+        lead = _lead_axes(name, len(shape), groups)
+        for axis, size in enumerate(shape):
+            if axis in lead and size > 1:
+                yield f"b{axis - lead.start}"
+            else:
+                whole.append(f"w{next(fresh)}")
+                yield whole[-1]
+
+    sides = [
+        ", ".join(" ".join(factors(name, x.shape)) for name, x in zip(which, values, strict=True))
+        for which, values in ((names, operands), (outputs, results))
+    ]
+    return " -> ".join(sides), {"need_replication_factors": tuple(whole)}

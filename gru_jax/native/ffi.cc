@@ -1,0 +1,353 @@
+// The handlers that XLA calls: they check shapes, pack the weights, and share rows out among threads.
+//
+// Operands, float32 where not said otherwise; T steps, G groups of weights, B rows (sequences) of each:
+//   xs (T, G or 1, B, D), h_0 (G, B, H), kernel (G, D, 3H), bias (G, 3H), recurrent kernel (G, H, 3H), recurrent bias (G, H),
+//   drop (G, B, H), mask and resets (T, G, B) bool. Biases, drop, mask and resets are optional: empty where not given.
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include "isa.h"
+#include "parallel.h"
+#include "targets.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace gru_jax {
+namespace {
+
+namespace ffi = xla::ffi;
+using F32 = ffi::Buffer<ffi::F32>;
+using Bool = ffi::Buffer<ffi::PRED>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+constexpr int64_t kMostRows = 64;     // of a part; at most kChunk of walk.h
+constexpr double kWorthwhile = 2e6;  // floating-point operations below which another thread is not woken
+
+struct Free {
+  void operator()(float* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<float, Free>;
+
+Memory allocate(int64_t floats) {
+  const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
+  return Memory(static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
+}
+
+// The rows of all groups, cut into parts.
+struct Parts {
+  int64_t groups, rows, each;
+
+  Parts(int64_t groups, int64_t rows, int64_t most) : groups(groups), rows(rows), each(std::max<int64_t>(most, 1)) {}
+  int64_t per_group() const { return (rows + each - 1) / each; }
+  int64_t count() const { return groups * per_group(); }
+  int64_t group(int64_t part) const { return part / per_group(); }
+  int64_t first(int64_t part) const { return part % per_group() * each; }
+  int64_t size(int64_t part) const { return std::min(each, rows - first(part)); }
+};
+
+// Rows of a part where any division gives the same results: enough parts for all threads, in whole tiles of eight rows.
+int64_t rows_for(int64_t groups, int64_t rows, int64_t threads) {
+  const int64_t wanted = std::max<int64_t>((threads + groups - 1) / groups, 1);
+  const int64_t each = (rows + wanted - 1) / wanted;
+  return std::clamp<int64_t>((each + 7) / 8 * 8, 8, kMostRows);
+}
+
+// Rows of a part where each part sums its own gradient of the weights. It must not depend on the number of threads.
+int64_t rows_for_gradient(int64_t rows, int64_t D, int64_t H) {
+  const bool large = 3 * H * (D + H) > 1 << 18;  // weights that leave the second-level cache are read once for many rows
+  const int64_t each = std::max<int64_t>(large ? 32 : 8, (rows + 15) / 16);
+  return std::min<int64_t>((each + 7) / 8 * 8, kMostRows);
+}
+
+// The axes of a call, read off its operands.
+struct Axes {
+  int64_t steps, groups, rows, D, H;
+
+  double flops() const { return 6.0 * steps * groups * rows * H * (D + H); }
+};
+
+struct Call {
+  const Kernels& kernels;
+  Schedule schedule;
+  int64_t threads;
+
+  Call(ffi::ThreadPool& pool, int64_t most, double flops)
+      : kernels(gru_jax::kernels()),
+        schedule([&pool](std::function<void()> task) { pool.Schedule(std::move(task)); }),
+        threads(flops < kWorthwhile ? 1 : std::max<int64_t>(1, pool.num_threads())) {
+    if (most > 0) threads = std::min(threads, most);
+  }
+
+  void each(int64_t tasks, const std::function<void(int64_t)>& task) const { run(tasks, threads, schedule, task); }
+};
+
+// Weights of all groups, packed.
+struct PackedGroups {
+  Memory memory;
+  std::unique_ptr<Packed[]> groups;
+};
+
+struct WeightOperands {
+  const float *kernel, *bias, *recurrent, *recurrent_bias;  // null where not given
+};
+
+PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from, bool reset_after, bool transposed) {
+  const int64_t D = axes.D, H = axes.H;
+  Weights weights = {D, H, nullptr, nullptr, nullptr, nullptr, reset_after, transposed};
+  const int64_t size = (call.kernels.packed_size(weights) + 15) / 16 * 16;
+  PackedGroups packed = {allocate(size * axes.groups), std::make_unique<Packed[]>(axes.groups)};
+  if (!packed.memory) return packed;
+  call.each(axes.groups, [&](int64_t g) {
+    Weights group = weights;
+    group.kernel = from.kernel ? from.kernel + g * D * 3 * H : nullptr;
+    group.bias = from.bias ? from.bias + g * 3 * H : nullptr;
+    group.recurrent = from.recurrent + g * H * 3 * H;
+    group.recurrent_bias = from.recurrent_bias ? from.recurrent_bias + g * H : nullptr;
+    packed.groups[g] = call.kernels.pack(group, packed.memory.get() + g * size);
+  });
+  return packed;
+}
+
+template <class Buffer>
+auto given(const Buffer& buffer) -> decltype(buffer.typed_data()) {
+  return buffer.element_count() ? buffer.typed_data() : nullptr;
+}
+
+const uint8_t* bytes(const Bool& flags) { return reinterpret_cast<const uint8_t*>(given(flags)); }
+
+ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "gru_jax: out of memory"); }
+
+// Runs a kernel on every part. Each thread's scratch is that of its part.
+ffi::Error each_part(const Call& call, const Parts& parts, int64_t scratch,
+                     const std::function<void(int64_t, float*)>& kernel) {
+  std::atomic<bool> failed{false};
+  call.each(parts.count(), [&](int64_t part) {
+    Memory memory = allocate(scratch);
+    if (memory) {
+      kernel(part, memory.get());
+    } else {
+      failed = true;
+    }
+  });
+  return failed ? out_of_memory() : ffi::Error::Success();
+}
+
+// The operands that the states and their gradient share.
+struct Operands {
+  Axes axes;
+  F32 xs, h_0, kernel, bias, recurrent, recurrent_bias, drop;
+  Bool mask, resets;
+  bool reset_after, reverse;
+
+  WeightOperands weights() const {
+    return {kernel.typed_data(), given(bias), recurrent.typed_data(), given(recurrent_bias)};
+  }
+
+  Recurrence part(const Parts& parts, int64_t i, const PackedGroups& packed) const {
+    const int64_t g = parts.group(i), first = parts.first(i), row = g * axes.rows + first;
+    const int64_t x_groups = xs.dimensions()[1], all_rows = axes.groups * axes.rows;
+    const int64_t x_row = (x_groups == 1 ? 0 : g * axes.rows) + first;
+    const Sizes sizes = {axes.steps, parts.size(i), axes.D, axes.H, reset_after, reverse};
+    return {sizes,
+            {xs.typed_data() + x_row * axes.D, x_groups * axes.rows * axes.D},
+            h_0.typed_data() + row * axes.H,
+            given(drop) ? drop.typed_data() + row * axes.H : nullptr,
+            {bytes(mask) ? bytes(mask) + row : nullptr, all_rows},
+            {bytes(resets) ? bytes(resets) + row : nullptr, all_rows},
+            packed.groups[g]};
+  }
+};
+
+ffi::Error check(const Operands& o, Axes& axes) {
+  if (o.xs.dimensions().size() != 4 || o.h_0.dimensions().size() != 3) {
+    return ffi::Error::InvalidArgument("gru_jax: xs must have 4 axes and h_0 three");
+  }
+  axes = {o.xs.dimensions()[0], o.h_0.dimensions()[0], o.h_0.dimensions()[1], o.xs.dimensions()[3],
+          o.h_0.dimensions()[2]};
+  const auto fits = [](const auto& buffer, int64_t size, bool optional) {
+    const int64_t count = buffer.element_count();
+    return count == size || (optional && count == 0);
+  };
+  const auto [T, G, B, D, H] = axes;
+  const bool x_fits = fits(o.xs, T * G * B * D, false) || fits(o.xs, T * B * D, false);
+  if (!x_fits || !fits(o.kernel, G * D * 3 * H, false) || !fits(o.bias, G * 3 * H, true) ||
+      !fits(o.recurrent, G * H * 3 * H, false) || !fits(o.recurrent_bias, G * H, true) ||
+      !fits(o.drop, G * B * H, true) || !fits(o.mask, T * G * B, true) || !fits(o.resets, T * G * B, true)) {
+    return ffi::Error::InvalidArgument("gru_jax: operands do not fit each other");
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F32 recurrent, F32 recurrent_bias, F32 drop,
+                  Bool mask, Bool resets, Result hs, bool reset_after, bool reverse, int64_t threads) {
+  Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_after, reverse};
+  if (ffi::Error error = check(o, o.axes); error.failure()) return error;
+  const Axes& axes = o.axes;
+  const Call call(pool, threads, axes.flops());
+  const PackedGroups packed = pack(call, axes, o.weights(), reset_after, false);
+  if (!packed.memory) return out_of_memory();
+  const Parts parts(axes.groups, axes.rows, rows_for(axes.groups, axes.rows, call.threads));
+  const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), axes.D, axes.H, reset_after, reverse};
+  if (axes.rows == 0) return ffi::Error::Success();
+  return each_part(call, parts, call.kernels.states_scratch(largest), [&](int64_t i, float* scratch) {
+    const int64_t row = parts.group(i) * axes.rows + parts.first(i);
+    const MutableSeries out = {hs->typed_data() + row * axes.H, axes.groups * axes.rows * axes.H};
+    call.kernels.states({o.part(parts, i, packed), out}, scratch);
+  });
+}
+
+// Sums the parts' gradients of the weights, in the order of the parts.
+void reduce(const Call& call, const Axes& axes, const Parts& parts, const float* partial, Result& d_kernel, Result& d_bias,
+            Result& d_recurrent, Result& d_recurrent_bias, float* unused) {
+  const int64_t D = axes.D, H = axes.H, size = call.kernels.gradient_size(D, H);
+  const int64_t rows = D + H + 2, slices = std::min<int64_t>(rows, 2 * call.threads), count = parts.per_group();
+  const auto group = [](Result& result, int64_t g, int64_t size, float* otherwise) {
+    return result->element_count() ? result->typed_data() + g * size : otherwise;
+  };
+  call.each(axes.groups * slices, [&](int64_t i) {
+    const int64_t g = i / slices, slice = i % slices;
+    const WeightGradients to = {d_kernel->typed_data() + g * D * 3 * H, d_recurrent->typed_data() + g * H * 3 * H,
+                                group(d_bias, g, 3 * H, unused), group(d_recurrent_bias, g, H, unused)};
+    call.kernels.reduce(partial + g * count * size, count, D, H, slice * rows / slices, (slice + 1) * rows / slices, to);
+  });
+}
+
+ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F32 recurrent, F32 recurrent_bias, F32 drop,
+                    Bool mask, Bool resets, F32 hs, F32 ct, Result d_xs, Result d_h_0, Result d_kernel, Result d_bias,
+                    Result d_recurrent, Result d_recurrent_bias, bool reset_after, bool reverse, int64_t threads) {
+  Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_after, reverse};
+  if (ffi::Error error = check(o, o.axes); error.failure()) return error;
+  const Axes& axes = o.axes;
+  const int64_t D = axes.D, H = axes.H, all_rows = axes.groups * axes.rows;
+  const bool weights_wanted = d_kernel->element_count() > 0;
+  const Call call(pool, threads, 3 * axes.flops());
+  const PackedGroups packed = pack(call, axes, o.weights(), reset_after, true);
+  const Parts parts(axes.groups, axes.rows, rows_for_gradient(axes.rows, D, H));
+  const int64_t size = call.kernels.gradient_size(D, H);
+  const Memory partial = allocate(weights_wanted ? parts.count() * size + 3 * H : 0);
+  if (!packed.memory || !partial) return out_of_memory();
+  const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), D, H, reset_after, reverse};
+  ffi::Error error = each_part(call, parts, call.kernels.gradient_scratch(largest), [&](int64_t i, float* scratch) {
+    const int64_t row = parts.group(i) * axes.rows + parts.first(i);
+    float* d_x = d_xs->element_count() ? d_xs->typed_data() + row * D : nullptr;
+    const Gradient job = {o.part(parts, i, packed),
+                          {hs.typed_data() + row * H, all_rows * H},
+                          {ct.typed_data() + row * H, all_rows * H},
+                          {d_x, all_rows * D},
+                          d_h_0->typed_data() + row * H,
+                          weights_wanted ? partial.get() + i * size : nullptr};
+    call.kernels.gradient(job, scratch);
+  });
+  if (error.failure() || !weights_wanted) return error;
+  reduce(call, axes, parts, partial.get(), d_kernel, d_bias, d_recurrent, d_recurrent_bias,
+         partial.get() + parts.count() * size);
+  return ffi::Error::Success();
+}
+
+// source (T, G, B, H); each coefficient (T, G, period, H), where row i of B reads row i % period.
+ffi::Error linear(ffi::ThreadPool pool, F32 z, F32 r, F32 c_r, F32 c_z, F32 a_n, F32 recurrent, F32 drop, F32 source,
+                  Result ys, bool reset_after, bool reverse, bool transposed, int64_t threads) {
+  if (source.dimensions().size() != 4 || z.dimensions().size() != 4) {
+    return ffi::Error::InvalidArgument("gru_jax: source and coefficients must have 4 axes");
+  }
+  const auto shape = source.dimensions();
+  const Axes axes = {shape[0], shape[1], shape[2], 0, shape[3]};
+  const int64_t H = axes.H, period = z.dimensions()[2];
+  const F32 coefficients[5] = {z, r, c_r, c_z, a_n};
+  for (const F32& c : coefficients) {
+    if (static_cast<int64_t>(c.element_count()) != axes.steps * axes.groups * period * H) {
+      return ffi::Error::InvalidArgument("gru_jax: coefficients do not fit each other");
+    }
+  }
+  if (static_cast<int64_t>(recurrent.element_count()) != axes.groups * H * 3 * H ||
+      (given(drop) && static_cast<int64_t>(drop.element_count()) != axes.groups * axes.rows * H)) {
+    return ffi::Error::InvalidArgument("gru_jax: operands do not fit each other");
+  }
+  const Call call(pool, threads, axes.flops());
+  const PackedGroups packed = pack(call, axes, {nullptr, nullptr, recurrent.typed_data(), nullptr}, reset_after, true);
+  if (!packed.memory) return out_of_memory();
+  const Parts parts(axes.groups, axes.rows, rows_for(axes.groups, axes.rows, call.threads));
+  const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), 0, H, reset_after, reverse};
+  return each_part(call, parts, call.kernels.linear_scratch(largest), [&](int64_t i, float* scratch) {
+    const int64_t g = parts.group(i), first = parts.first(i), row = g * axes.rows + first;
+    const int64_t step = axes.groups * axes.rows * H;
+    Linear job = {{axes.steps, parts.size(i), 0, H, reset_after, reverse}, {}, first, period, nullptr, {}, {}, {}};
+    for (int c = 0; c < 5; ++c) {
+      job.coefficients[c] = {coefficients[c].typed_data() + g * period * H, axes.groups * period * H};
+    }
+    job.drop = given(drop) ? drop.typed_data() + row * H : nullptr;
+    job.source = {source.typed_data() + row * H, step};
+    job.weights = packed.groups[g];
+    job.ys = {ys->typed_data() + row * H, step};
+    call.kernels.linear(job, transposed, scratch);
+  });
+}
+
+XLA_FFI_DEFINE_HANDLER(states_handler, states,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32>()   // xs
+                                  .Arg<F32>()   // h_0
+                                  .Arg<F32>()   // kernel
+                                  .Arg<F32>()   // bias
+                                  .Arg<F32>()   // recurrent kernel
+                                  .Arg<F32>()   // recurrent bias
+                                  .Arg<F32>()   // drop
+                                  .Arg<Bool>()  // mask
+                                  .Arg<Bool>()  // resets
+                                  .Ret<F32>()   // hs
+                                  .Attr<bool>("reset_after")
+                                  .Attr<bool>("reverse")
+                                  .Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER(gradient_handler, gradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32>()   // xs
+                                  .Arg<F32>()   // h_0
+                                  .Arg<F32>()   // kernel
+                                  .Arg<F32>()   // bias
+                                  .Arg<F32>()   // recurrent kernel
+                                  .Arg<F32>()   // recurrent bias
+                                  .Arg<F32>()   // drop
+                                  .Arg<Bool>()  // mask
+                                  .Arg<Bool>()  // resets
+                                  .Arg<F32>()   // hs
+                                  .Arg<F32>()   // ct
+                                  .Ret<F32>()   // d_xs
+                                  .Ret<F32>()   // d_h_0
+                                  .Ret<F32>()   // d_kernel
+                                  .Ret<F32>()   // d_bias
+                                  .Ret<F32>()   // d_recurrent_kernel
+                                  .Ret<F32>()   // d_recurrent_bias
+                                  .Attr<bool>("reset_after")
+                                  .Attr<bool>("reverse")
+                                  .Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER(linear_handler, linear,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32>()  // z
+                                  .Arg<F32>()  // r
+                                  .Arg<F32>()  // c_r
+                                  .Arg<F32>()  // c_z
+                                  .Arg<F32>()  // a_n
+                                  .Arg<F32>()  // recurrent kernel
+                                  .Arg<F32>()  // drop
+                                  .Arg<F32>()  // source
+                                  .Ret<F32>()  // ys
+                                  .Attr<bool>("reset_after")
+                                  .Attr<bool>("reverse")
+                                  .Attr<bool>("transposed")
+                                  .Attr<int64_t>("threads"));
+
+constexpr Target kTargets[] = {
+    {"gru_jax_states", states_handler}, {"gru_jax_gradient", gradient_handler}, {"gru_jax_linear", linear_handler}};
+
+}  // namespace
+
+std::span<const Target> targets() { return kTargets; }
+
+}  // namespace gru_jax

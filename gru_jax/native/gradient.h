@@ -1,0 +1,280 @@
+// The gradient of the state recurrence: from the cotangent of the states to those of inputs, initial state and weights, for
+// a part of the rows. Included once by each unit.
+//
+// It walks back over chunks of steps that fit in the second-level cache. In each it forms the gates again, in parallel over
+// time, from the inputs and the states; runs the transposed linearisation back; then multiplies its results with what entered
+// the gates. So nothing is kept from the forward pass but the states, and nothing goes through memory but inputs and outputs.
+
+// The rows of a chunk: what entered the products, x | h_in | (reset before) r ⊙ h_in, and the slots of pull.h.
+struct Chunk {
+  float *entered, *slots;
+  int64_t entered_stride, slots_stride, D, H, width;
+  const float* inputs[kChunk];
+  const float* states[kChunk];
+  const float* resets[kChunk];
+  const float* h_tm1[kChunk];
+  bool keep[kChunk];
+
+  INLINE_MEMBER void keep_slots(int64_t m, int64_t block, V r, V c_r, V c_z, V a_n, V z) const {
+    float* slot = slots + m * slots_stride + block * kLanes;
+    store(slot + kR * width, r);
+    store(slot + kCR * width, keep[m] ? c_r : V{});
+    store(slot + kCZ * width, keep[m] ? c_z : V{});
+    store(slot + kAN * width, keep[m] ? a_n : V{});
+    store(slot + kZ * width, keep[m] ? z : all(1.0f));
+  }
+};
+
+// An update gate from its preactivation, with 1 − z beside it, each to full relative precision.
+struct Update {
+  V z, rest;
+};
+
+INLINE Update update_gate(V a_z) {
+  V e = exponential(a_z), rest = 1.0f / (1.0f + e);
+  return {e * rest, rest};
+}
+
+INLINE V tanh_of(V a) {
+  Ratio n = tanh_ratio(a);
+  return n.numerator / n.denominator;
+}
+
+struct Linearise {
+  const Chunk* chunk;
+  const float *kernel, *recurrent, *bias, *recurrent_bias;
+  int64_t D, H, width;
+
+  INLINE_MEMBER const float* column_of(const float* packed, int64_t block, int64_t K) const {
+    return packed + block * block_size(K);
+  }
+};
+
+struct LineariseAfter : Linearise {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t m, int64_t block) const {
+    V acc[R][P][3], x_n[R][P];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 3
+        for (int g = 0; g < 3; ++g) acc[r][p][g] = load(bias + g * width + (block + p) * kLanes);
+      }
+    }
+    multiply<R, P, 3>(chunk->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        x_n[r][p] = acc[r][p][2];
+        acc[r][p][2] = load(recurrent_bias + (block + p) * kLanes);
+      }
+    }
+    multiply<R, P, 3>(chunk->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        int64_t column = (block + p) * kLanes;
+        V q = acc[i][p][2], e = exponential(-acc[i][p][0]), r = 1.0f / (1.0f + e);
+        Update u = update_gate(acc[i][p][1]);
+        V n = tanh_of(x_n[i][p] + r * q), h = load(chunk->h_tm1[m + i] + column, H - column);
+        V a_n = u.rest * (1.0f - n * n);
+        chunk->keep_slots(m + i, block + p, r, a_n * q * (e * r * r), (h - n) * (u.z * u.rest), a_n, u.z);
+      }
+    }
+  }
+};
+
+// Reset before, first half: r and z, and r ⊙ h_in, which enters the candidate.
+struct LineariseBeforeGates : Linearise {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t m, int64_t block) const {
+    V acc[R][P][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 2
+        for (int g = 0; g < 2; ++g) acc[r][p][g] = load(bias + g * width + (block + p) * kLanes);
+      }
+    }
+    multiply<R, P, 2>(chunk->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
+    multiply<R, P, 2>(chunk->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        int64_t column = (block + p) * kLanes;
+        V e = exponential(-acc[i][p][0]), r = 1.0f / (1.0f + e);
+        V h_in = load(chunk->states[m + i] + column, H - column);
+        store((float*)chunk->resets[m + i] + column, r * h_in, H - column);
+        Update u = update_gate(acc[i][p][1]);
+        chunk->keep_slots(m + i, block + p, r, h_in * (e * r * r), u.z * u.rest, u.rest, u.z);
+      }
+    }
+  }
+};
+
+// Second half: n, which completes c_z and a_n.
+struct LineariseBeforeCandidate : Linearise {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t m, int64_t block) const {
+    V acc[R][P][1];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) acc[r][p][0] = load(bias + 2 * width + (block + p) * kLanes);
+    }
+    multiply<R, P, 1>(chunk->inputs + m, D, column_of(kernel + 2 * packed_matrix(D, H), block, D), block_size(D), 0, acc);
+    multiply<R, P, 1>(chunk->resets + m, H, column_of(recurrent + 2 * packed_matrix(H, H), block, H), block_size(H), 0, acc);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        int64_t column = (block + p) * kLanes;
+        float* slot = chunk->slots + (m + i) * chunk->slots_stride + column;
+        V n = tanh_of(acc[i][p][0]), h = load(chunk->h_tm1[m + i] + column, H - column);
+        store(slot + kCZ * width, load(slot + kCZ * width) * (h - n));
+        store(slot + kAN * width, load(slot + kAN * width) * (1.0f - n * n));
+      }
+    }
+  }
+};
+
+static int64_t entered_stride(const Sizes& sizes) {
+  return spread(sizes.in_features + (sizes.reset_after ? 1 : 2) * sizes.features);
+}
+
+// Gathers what entered the products at `count` steps from s on.
+static int64_t gather(const Gradient& job, int64_t s, int64_t count, Chunk& chunk) {
+  const Recurrence& in = job.in;
+  const int64_t D = chunk.D, H = chunk.H;
+  int64_t m = 0;
+  for (int64_t i = s; i < s + count; ++i) {
+    const int64_t t = time_of(in.sizes, i);
+    for (int64_t row = 0; row < in.sizes.rows; ++row, ++m) {
+      float* entered = chunk.entered + m * chunk.entered_stride;
+      chunk.inputs[m] = entered;
+      chunk.states[m] = entered + D;
+      chunk.resets[m] = entered + D + H;
+      chunk.h_tm1[m] = state_before(in, job.hs, i, row);
+      chunk.keep[m] = flag(in.mask, t, row, true);
+      copy(row_of(in.xs, t, row, D), entered, D);
+      if (in.drop) {
+        times(chunk.h_tm1[m], in.drop + row * H, entered + D, H);
+      } else {
+        copy(chunk.h_tm1[m], entered + D, H);
+      }
+    }
+  }
+  return m;
+}
+
+static void linearise(const Recurrence& in, const Chunk& chunk, int64_t rows) {
+  const Packed& w = in.weights;
+  const Linearise job = {&chunk, w.kernel, w.recurrent, w.bias, w.recurrent_bias, chunk.D, chunk.H, chunk.width};
+  const int64_t blocks = chunk.width / kLanes;
+  if (in.sizes.reset_after) {
+    cover<3>(LineariseAfter{job}, rows, blocks);
+  } else {
+    cover<2>(LineariseBeforeGates{job}, rows, blocks);
+    cover<1>(LineariseBeforeCandidate{job}, rows, blocks);
+  }
+}
+
+static int64_t gradient_size(int64_t D, int64_t H) { return (D + H + 2) * 3 * padded(H); }
+
+// Adds a chunk's share to the sums over steps and rows: dW, dU, db, dc.
+static void accumulate(const Chunk& chunk, int64_t rows, bool reset_after, float* sum) {
+  const int64_t D = chunk.D, H = chunk.H, width = chunk.width, row = 3 * width;
+  const int64_t lda = chunk.entered_stride, ldb = chunk.slots_stride;
+  for (int64_t column = 0; column < width; column += kLanes) {
+    const float* slot = chunk.slots + column;
+    const float *d_q = slot, *d_r = slot + kCR * width, *d_z = slot + kCZ * width, *d_n = slot + kAN * width;
+    float* to = sum + column;
+    outer<3>(chunk.entered, lda, {d_r, d_z, d_n}, ldb, rows, D, to, row, width);
+    to += D * row;
+    if (reset_after) {
+      outer<3>(chunk.entered + D, lda, {d_r, d_z, d_q}, ldb, rows, H, to, row, width);
+    } else {
+      outer<2>(chunk.entered + D, lda, {d_r, d_z}, ldb, rows, H, to, row, width);
+      outer<1>(chunk.entered + D + H, lda, {d_n}, ldb, rows, H, to + 2 * width, row, width);
+    }
+    to += H * row;
+    V b_r = load(to), b_z = load(to + width), b_n = load(to + 2 * width), c_n = load(to + row);
+    for (int64_t m = 0; m < rows; ++m) {
+      b_r += load(d_r + m * ldb);
+      b_z += load(d_z + m * ldb);
+      b_n += load(d_n + m * ldb);
+      c_n += load(d_q + m * ldb);
+    }
+    store(to, b_r);
+    store(to + width, b_z);
+    store(to + 2 * width, b_n);
+    store(to + row, c_n);
+  }
+}
+
+// Cotangents of x: [d_r | d_z | d_n] Wᵀ.
+static void input_cotangents(const Gradient& job, const Chunk& chunk, int64_t s, int64_t rows) {
+  const Sizes& sizes = job.in.sizes;
+  const float* a[kChunk];
+  float* out[kChunk];
+  for (int64_t m = 0; m < rows; ++m) {
+    const int64_t t = time_of(sizes, s + m / sizes.rows);
+    a[m] = chunk.slots + m * chunk.slots_stride + kCR * chunk.width;
+    out[m] = job.d_xs.data + t * job.d_xs.step + m % sizes.rows * chunk.D;
+  }
+  Plain product = {a, 3 * chunk.width, job.in.weights.kernel_transposed, nullptr, out, chunk.D};
+  cover<1>(product, rows, blocks_of(chunk.D));
+}
+
+static int64_t gradient_scratch(const Sizes& sizes) {
+  const int64_t rows = steps_per_chunk(sizes) * sizes.rows;
+  return rows * (entered_stride(sizes) + slots_stride(sizes.features)) + 2 * sizes.rows * padded(sizes.features) + 64;
+}
+
+// The carry of rows that a step started from h_0 goes there, and ends.
+static void end_at_start(const Gradient& job, int64_t s, float* carry) {
+  const Sizes& sizes = job.in.sizes;
+  const int64_t H = sizes.features, width = padded(H);
+  for (int64_t row = 0; row < sizes.rows; ++row) {
+    if (s > 0 && !flag(job.in.resets, time_of(sizes, s), row, false)) continue;
+    for (int64_t i = 0; i < H; ++i) job.d_h_0[row * H + i] += carry[row * width + i];
+    __builtin_memset(carry + row * width, 0, width * sizeof(float));
+  }
+}
+
+static void gradient(const Gradient& job, float* scratch) {
+  const Recurrence& in = job.in;
+  const Sizes& sizes = in.sizes;
+  const int64_t rows = sizes.rows, H = sizes.features, width = padded(H), steps = steps_per_chunk(sizes);
+  Arena arena = {scratch};
+  Chunk chunk;
+  chunk.D = sizes.in_features, chunk.H = H, chunk.width = width;
+  chunk.entered_stride = entered_stride(sizes), chunk.slots_stride = slots_stride(H);
+  chunk.entered = arena.take(steps * rows * chunk.entered_stride);
+  chunk.slots = arena.take(steps * rows * chunk.slots_stride);
+  float* carry = arena.take(rows * width);
+  float* before = arena.take(rows * width);
+  __builtin_memset(carry, 0, rows * width * sizeof(float));
+  __builtin_memset(job.d_h_0, 0, rows * H * sizeof(float));
+  if (job.d_weights) __builtin_memset(job.d_weights, 0, gradient_size(chunk.D, H) * sizeof(float));
+
+  for (int64_t end = sizes.steps; end > 0;) {
+    const int64_t start = end > steps ? end - steps : 0;
+    const int64_t m = gather(job, start, end - start, chunk);
+    linearise(in, chunk, m);
+    for (int64_t s = end; s-- > start;) {
+      const float* ct = job.ct.data + time_of(sizes, s) * job.ct.step;
+      float* slots = chunk.slots + (s - start) * rows * chunk.slots_stride;
+      pull(sizes, ct, nullptr, slots, carry, before, in.drop, in.weights.recurrent_transposed);
+      if (s == 0 || in.resets.data) end_at_start(job, s, carry);
+    }
+    if (job.d_weights) accumulate(chunk, m, sizes.reset_after, job.d_weights);
+    if (job.d_xs.data) input_cotangents(job, chunk, start, m);
+    end = start;
+  }
+}

@@ -1,0 +1,38 @@
+// The kernels, compiled once for each instruction set, whose name is GRU_ISA. Everything that they are made of has internal
+// linkage, and no header of the C++ library is included; see kernels.h.
+#include "kernels.h"
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define GRU_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define GRU_VECTOR_BYTES 32
+#else
+#define GRU_VECTOR_BYTES 16  // SSE2, NEON
+#endif
+
+#define GRU_CONCATENATED(a, b) a##b
+#define GRU_NAME(a, b) GRU_CONCATENATED(a, b)
+#define GRU_QUOTED(a) #a
+#define GRU_STRING(a) GRU_QUOTED(a)
+
+namespace gru_jax {
+namespace {
+#include "vector.h"
+#include "product.h"
+#include "walk.h"
+#include "states.h"
+#include "pull.h"
+#include "gradient.h"
+#include "linear.h"
+#include "weights.h"
+}  // namespace
+
+extern const Kernels GRU_NAME(kernels_, GRU_ISA);
+const Kernels GRU_NAME(kernels_, GRU_ISA) = {
+    GRU_STRING(GRU_ISA), packed_size, pack_weights,     gradient_size, reduce,         states_scratch,
+    states,              gradient_scratch, gradient, linear_scratch, linear,
+};
+
+}  // namespace gru_jax

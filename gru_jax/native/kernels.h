@@ -1,0 +1,111 @@
+// The interface between the handlers, compiled once, and the kernels, compiled once for each instruction set.
+//
+// Nothing but plain data crosses it, and this header includes nothing that holds code: an inline function that two
+// instruction sets share would be merged by the linker, and might then run where its instructions do not exist.
+//
+// Axes: T steps, B rows (sequences), D features of the input, H of the state. All arrays are row-major, float32. A kernel
+// runs a part of the rows of one group (of weights); its pointers are those of the part's first row.
+#ifndef GRU_JAX_NATIVE_KERNELS_H_
+#define GRU_JAX_NATIVE_KERNELS_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace gru_jax {
+
+// An array (T, ..., row, width): `step` is the distance of two steps; rows lie side by side.
+struct Series {
+  const float* data;
+  int64_t step;
+};
+
+struct MutableSeries {
+  float* data;
+  int64_t step;
+};
+
+// Booleans (T, ..., row); null where there are none.
+struct Flags {
+  const uint8_t* data;
+  int64_t step;
+};
+
+// Weights of one group in the order in which products read them; see `pack` in product.h.
+struct Packed {
+  const float* kernel;                 // W: x to the three gates
+  const float* kernel_transposed;      // Wᵀ: cotangents of the gates to that of x
+  const float* recurrent;              // U: h to the three gates
+  const float* recurrent_transposed;   // Uᵀ
+  const float* bias;                   // b (3, padded H)
+  const float* recurrent_bias;         // c (padded H)
+};
+
+struct Sizes {
+  int64_t steps, rows, in_features, features;
+  bool reset_after, reverse;
+};
+
+// What both passes read.
+struct Recurrence {
+  Sizes sizes;
+  Series xs;
+  const float* h_0;
+  const float* drop;  // null where there is none
+  Flags mask, resets;
+  Packed weights;
+};
+
+struct States {
+  Recurrence in;
+  MutableSeries hs;
+};
+
+// Sums over a part's steps and rows, in rows of 3 padded H: D rows of dW, H rows of dU, one of db, one of dc.
+struct Gradient {
+  Recurrence in;
+  Series hs, ct;
+  MutableSeries d_xs;  // null where it is not asked for
+  float* d_h_0;
+  float* d_weights;    // null where none is asked for
+};
+
+struct Linear {
+  Sizes sizes;                  // in_features and xs are not used
+  Series coefficients[5];       // z, r, c_r, c_z, a_n: (T, period, H)
+  int64_t first_row, period;    // row i of the part reads row (first_row + i) % period of the coefficients
+  const float* drop;
+  Series source;
+  Packed weights;
+  MutableSeries ys;
+};
+
+struct Weights {
+  int64_t in_features, features;
+  const float *kernel, *recurrent, *bias, *recurrent_bias;  // biases may be null
+  bool reset_after;
+  bool transposed;  // whether the transposed matrices are wanted too
+};
+
+struct WeightGradients {
+  float *kernel, *recurrent, *bias, *recurrent_bias;
+};
+
+// One instruction set's kernels. `scratch` is aligned to 64 bytes; its length in floats is what `*_scratch` says.
+struct Kernels {
+  const char* name;
+  int64_t (*packed_size)(const Weights&);
+  Packed (*pack)(const Weights&, float* memory);
+  int64_t (*gradient_size)(int64_t in_features, int64_t features);
+  void (*reduce)(const float* partial, int64_t parts, int64_t in_features, int64_t features, int64_t first,
+                 int64_t last, const WeightGradients& to);
+  int64_t (*states_scratch)(const Sizes&);
+  void (*states)(const States&, float* scratch);
+  int64_t (*gradient_scratch)(const Sizes&);
+  void (*gradient)(const Gradient&, float* scratch);
+  int64_t (*linear_scratch)(const Sizes&);
+  void (*linear)(const Linear&, bool transposed, float* scratch);
+};
+
+}  // namespace gru_jax
+
+#endif

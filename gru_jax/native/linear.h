@@ -1,0 +1,158 @@
+// The linear recurrence along a linearisation, y_t = J_t y_tm1 + s_t, and its transpose, for a part of the rows. Included
+// once by each unit.
+
+struct Apply {
+  const float* const* y_in;   // (rows) y_tm1, times the dropout mask
+  const float* const* y_tm1;  // (rows)
+  const float* const* z;      // (rows) of each coefficient
+  const float* const* r;
+  const float* const* c_r;
+  const float* const* c_z;
+  const float* const* a_n;
+  const float* source;
+  const float* recurrent;
+  float* through;  // (rows, padded H): c_r ⊙ (y U_r) + r ⊙ y_in, reset before
+  const float* const* through_rows;
+  float* kept;     // (rows, padded H): s + z ⊙ y + c_z ⊙ (y U_z), reset before
+  float* y_t;
+  int64_t H, width, gate;
+
+  INLINE_MEMBER V at(const float* const* rows, int64_t row, int64_t block) const {
+    return load(rows[row] + block * kLanes, H - block * kLanes);
+  }
+
+  INLINE_MEMBER V source_at(int64_t row, int64_t block) const {
+    return load(source + row * H + block * kLanes, H - block * kLanes);
+  }
+};
+
+struct ApplyAfter : Apply {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][3] = {};
+    multiply<R, P, 3>(y_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        int64_t m = row + i, j = block + p;
+        V y = source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_r, m, j) * acc[i][p][0] +
+              at(c_z, m, j) * acc[i][p][1] + at(a_n, m, j) * (at(r, m, j) * acc[i][p][2]);
+        store(y_t + m * H + j * kLanes, y, H - j * kLanes);
+      }
+    }
+  }
+};
+
+struct ApplyBeforeGates : Apply {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][2] = {};
+    multiply<R, P, 2>(y_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        int64_t m = row + i, j = block + p, to = m * width + j * kLanes;
+        store(through + to, at(c_r, m, j) * acc[i][p][0] + at(r, m, j) * at(y_in, m, j));
+        store(kept + to, source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_z, m, j) * acc[i][p][1]);
+      }
+    }
+  }
+};
+
+struct ApplyBeforeCandidate : Apply {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][1] = {};
+    multiply<R, P, 1>(through_rows + row, H, recurrent + 2 * gate + block * block_size(H), block_size(H), 0, acc);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        int64_t m = row + i, j = block + p;
+        V y = load(kept + m * width + j * kLanes) + at(a_n, m, j) * acc[i][p][0];
+        store(y_t + m * H + j * kLanes, y, H - j * kLanes);
+      }
+    }
+  }
+};
+
+static int64_t linear_scratch(const Sizes& sizes) {
+  return sizes.rows * (4 * padded(sizes.features) + slots_stride(sizes.features)) + 64;
+}
+
+static void linear_forward(const Linear& job, float* scratch) {
+  const Sizes& sizes = job.sizes;
+  const int64_t H = sizes.features, rows = sizes.rows, width = padded(H);
+  Arena arena = {scratch};
+  float* dropped = arena.take(rows * width);
+  float* through = arena.take(rows * width);
+  float* kept = arena.take(rows * width);
+  float* zero = arena.take(width);
+  __builtin_memset(zero, 0, width * sizeof(float));
+  const float *y_in[kChunk], *y_tm1[kChunk], *through_rows[kChunk], *coefficients[5][kChunk];
+  for (int64_t s = 0; s < sizes.steps; ++s) {
+    const int64_t t = time_of(sizes, s);
+    for (int64_t row = 0; row < rows; ++row) {
+      y_in[row] = y_tm1[row] = s ? job.ys.data + time_of(sizes, s - 1) * job.ys.step + row * H : zero;
+      through_rows[row] = through + row * width;
+      if (job.drop) {
+        times(y_tm1[row], job.drop + row * H, dropped + row * width, H);
+        y_in[row] = dropped + row * width;
+      }
+      for (int c = 0; c < 5; ++c) {
+        coefficients[c][row] = row_of(job.coefficients[c], t, (job.first_row + row) % job.period, H);
+      }
+    }
+    const Apply step = {y_in,
+                        y_tm1,
+                        coefficients[0],
+                        coefficients[1],
+                        coefficients[2],
+                        coefficients[3],
+                        coefficients[4],
+                        job.source.data + t * job.source.step,
+                        job.weights.recurrent,
+                        through,
+                        through_rows,
+                        kept,
+                        job.ys.data + t * job.ys.step,
+                        H,
+                        width,
+                        packed_matrix(H, H)};
+    if (sizes.reset_after) {
+      cover<3>(ApplyAfter{step}, rows, width / kLanes);
+    } else {
+      cover<2>(ApplyBeforeGates{step}, rows, width / kLanes);
+      cover<1>(ApplyBeforeCandidate{step}, rows, width / kLanes);
+    }
+  }
+}
+
+static void linear_transposed(const Linear& job, float* scratch) {
+  const Sizes& sizes = job.sizes;
+  const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), stride = slots_stride(H);
+  constexpr Slot slot_of[5] = {kZ, kR, kCR, kCZ, kAN};
+  Arena arena = {scratch};
+  float* slots = arena.take(rows * stride);
+  float* carry = arena.take(rows * width);
+  float* before = arena.take(rows * width);
+  __builtin_memset(slots, 0, rows * stride * sizeof(float));
+  __builtin_memset(carry, 0, rows * width * sizeof(float));
+  for (int64_t s = sizes.steps; s-- > 0;) {
+    const int64_t t = time_of(sizes, s);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int c = 0; c < 5; ++c) {
+        const float* from = row_of(job.coefficients[c], t, (job.first_row + row) % job.period, H);
+        copy(from, slots + row * stride + slot_of[c] * width, H);
+      }
+    }
+    pull(sizes, job.source.data + t * job.source.step, job.ys.data + t * job.ys.step, slots, carry, before, job.drop,
+         job.weights.recurrent_transposed);
+  }
+}
+
+static void linear(const Linear& job, bool transposed, float* scratch) {
+  transposed ? linear_transposed(job, scratch) : linear_forward(job, scratch);
+}

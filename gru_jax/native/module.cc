@@ -1,0 +1,53 @@
+// The Python module gru_jax._native; see _native.pyi. In the limited API: one binary serves every Python from 3.11 on.
+#include <Python.h>
+
+#include <exception>
+
+#include "isa.h"
+#include "targets.h"
+
+namespace gru_jax {
+namespace {
+
+// The name of the instruction set in use; null with a Python error set where it cannot be chosen.
+const char* chosen_isa() {
+  try {
+    return kernels().name;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+}
+
+PyObject* isa(PyObject*, PyObject*) {
+  const char* name = chosen_isa();
+  return name ? PyUnicode_FromString(name) : nullptr;
+}
+
+PyObject* handlers(PyObject*, PyObject*) {
+  if (!chosen_isa()) return nullptr;
+  PyObject* dict = PyDict_New();
+  for (const Target& target : targets()) {
+    // JAX wants a capsule without a name: jax.ffi.pycapsule.
+    PyObject* capsule = dict ? PyCapsule_New(reinterpret_cast<void*>(target.handler), nullptr, nullptr) : nullptr;
+    if (!capsule || PyDict_SetItemString(dict, target.name, capsule) < 0) Py_CLEAR(dict);
+    Py_XDECREF(capsule);
+  }
+  return dict;
+}
+
+PyMethodDef methods[] = {
+    {"handlers", handlers, METH_NOARGS, "Name of an FFI target -> PyCapsule of its handler."},
+    {"isa", isa, METH_NOARGS, "The instruction set in use: avx512, avx2 or baseline."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "gru_jax._native", "The C++ of the CPU lowering.", 0, methods,
+    nullptr, nullptr, nullptr, nullptr,
+};
+
+}  // namespace
+}  // namespace gru_jax
+
+PyMODINIT_FUNC PyInit__native() { return PyModuleDef_Init(&gru_jax::definition); }

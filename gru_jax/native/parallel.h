@@ -1,0 +1,20 @@
+// Tasks shared out among the caller and the threads of XLA's pool.
+#ifndef GRU_JAX_NATIVE_PARALLEL_H_
+#define GRU_JAX_NATIVE_PARALLEL_H_
+
+#include <cstdint>
+#include <functional>
+
+namespace gru_jax {
+
+// Schedules a closure on some other thread.
+using Schedule = std::function<void(std::function<void()>)>;
+
+// Runs task(0) … task(tasks − 1) on up to `threads` threads, of which the caller is one, and returns when all are done. The
+// caller takes tasks like the others and waits only for those that another thread has begun: a pool that is busy, with other
+// calls of this function say, makes it slower but cannot stop it.
+void run(int64_t tasks, int64_t threads, const Schedule& schedule, const std::function<void(int64_t)>& task);
+
+}  // namespace gru_jax
+
+#endif

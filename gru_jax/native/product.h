@@ -1,0 +1,166 @@
+// Products of a few rows with a packed matrix, in register tiles. Included once by each unit.
+//
+// A matrix (K, N) is packed in blocks of columns, one vector wide: [block][k][lane], zero beyond N, with an odd number of rows
+// to a block, so that neighbouring blocks do not compete for the same sets of a cache. A tile is R rows by P
+// neighbouring blocks of each of G matrices ("gates"), accumulated in registers over all of K. Each entry of a product is
+// summed in the order of k, in whatever tile it falls, so that results do not depend on how rows are divided.
+
+INLINE int64_t blocks_of(int64_t n) { return (n + kLanes - 1) / kLanes; }
+INLINE int64_t padded(int64_t n) { return blocks_of(n) * kLanes; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The distance of two blocks of a packed matrix of K rows.
+INLINE int64_t block_size(int64_t K) { return (K | 1) * kLanes; }
+INLINE int64_t packed_matrix(int64_t K, int64_t N) { return block_size(K) * blocks_of(N); }
+
+// Rows [0, K) of a matrix with leading dimension ld, to rows [at, at + K) of a packed matrix of `rows` rows.
+static void pack(const float* matrix, int64_t ld, int64_t K, int64_t N, float* packed, int64_t rows, int64_t at = 0) {
+  for (int64_t j = 0; j < blocks_of(N); ++j) {
+    float* block = packed + j * block_size(rows) + at * kLanes;
+    for (int64_t k = 0; k < K; ++k) {
+      store(block + k * kLanes, load(matrix + k * ld + j * kLanes, N - j * kLanes));
+    }
+  }
+}
+
+// The same of the transposed matrix: `matrix` is (N, K), and rows from K on, up to its padding, become zero.
+static void pack_transposed(const float* matrix, int64_t ld, int64_t K, int64_t N, float* packed, int64_t rows,
+                            int64_t at) {
+  for (int64_t j = 0; j < blocks_of(N); ++j) {
+    float* block = packed + j * block_size(rows) + at * kLanes;
+    for (int64_t k = 0; k < padded(K); ++k) store(block + k * kLanes, V{});
+    for (int64_t lane = 0; lane < least(kLanes, N - j * kLanes); ++lane) {
+      const float* row = matrix + (j * kLanes + lane) * ld;
+      for (int64_t k = 0; k < K; ++k) block[k * kLanes + lane] = row[k];
+    }
+  }
+}
+
+// acc[r][p][g] += a[r] · B_g, columns of block p. `block` and `gate` are the distances of two blocks and of two matrices.
+template <int R, int P, int G>
+INLINE void multiply(const float* const* a, int64_t K, const float* b, int64_t block, int64_t gate, V (&acc)[R][P][G]) {
+  const float* row[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) row[r] = a[r];
+  for (int64_t k = 0; k < K; ++k, b += kLanes) {
+    V w[P][G];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) w[p][g] = load(b + p * block + g * gate);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      V x = all(row[r][k]);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) acc[r][p][g] += x * w[p][g];
+      }
+    }
+  }
+}
+
+// Neighbouring blocks that a tile of R rows and G gates spans, so that its sums and one step's weights are in registers. A
+// single row, whose weights need none, takes more, or each sum would wait for itself.
+template <int R, int G>
+constexpr int most_blocks() {
+  constexpr int fit = R == 1 ? 12 / G : (kRegisters - 1) / ((R + 1) * G), most = R == 1 ? 8 : 4;
+  return fit < 1 ? 1 : fit > most ? most : fit;
+}
+
+// Covers rows × blocks with tiles: calls tile.template run<R, P>(row, block). Tiles of all rows follow each other before
+// the next blocks, which thereby stay in the first-level cache.
+template <int R, int P, class Tile>
+INLINE void spans(const Tile& tile, int64_t row, int64_t block, int64_t end) {
+  for (; block + P <= end; block += P) tile.template run<R, P>(row, block);
+  if constexpr (P > 1) {
+    if (block < end) spans<R, P / 2>(tile, row, block, end);
+  }
+}
+
+template <int R, int G, class Tile>
+INLINE int64_t rows_of(const Tile& tile, int64_t row, int64_t rows, int64_t block, int64_t end) {
+  for (; row + R <= rows; row += R) spans<R, most_blocks<R, G>()>(tile, row, block, end);
+  if constexpr (R > 1) return rows_of<R / 2, G>(tile, row, rows, block, end);
+  return row;
+}
+
+template <int G, class Tile>
+static void cover(const Tile& tile, int64_t rows, int64_t blocks) {
+  int64_t width = rows >= kTall   ? most_blocks<kTall, G>()
+                  : rows >= 4     ? most_blocks<4, G>()
+                  : rows >= 2     ? most_blocks<2, G>()
+                                  : most_blocks<1, G>();
+  for (int64_t block = 0; block < blocks; block += width) {
+    rows_of<kTall, G>(tile, 0, rows, block, least(block + width, blocks));
+  }
+}
+
+// out[m] = init + a[m] · B for all rows m: a plain product, where `init` is a padded row of N or null.
+struct Plain {
+  const float* const* a;
+  int64_t K;
+  const float* b;
+  const float* init;
+  float* const* out;
+  int64_t N;
+
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][1];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) acc[r][p][0] = init ? load(init + (block + p) * kLanes) : V{};
+    }
+    multiply<R, P, 1>(a + row, K, b + block * block_size(K), block_size(K), 0, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        int64_t column = (block + p) * kLanes;
+        store(out[row + r] + column, acc[r][p][0], N - column);
+      }
+    }
+  }
+};
+
+// sum[i][g] += Σ_m a[m][i] b_g[m]: outer products summed over M rows, for I rows of the sum and one block of columns of each of
+// G gates. lda and ldb are the distances of two rows of a and b, `row` and `gate` those of two rows and two gates of the sum.
+template <int R, int G>
+INLINE void outer_tile(const float* a, int64_t lda, const float* const (&b)[G], int64_t ldb, int64_t M, float* sum,
+                       int64_t row, int64_t gate) {
+  V acc[R][G];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+    for (int g = 0; g < G; ++g) acc[r][g] = load(sum + r * row + g * gate);
+  }
+  for (int64_t m = 0; m < M; ++m) {
+    V w[G];
+#pragma GCC unroll 3
+    for (int g = 0; g < G; ++g) w[g] = load(b[g] + m * ldb);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      V x = all(a[m * lda + r]);
+#pragma GCC unroll 3
+      for (int g = 0; g < G; ++g) acc[r][g] += x * w[g];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+    for (int g = 0; g < G; ++g) store(sum + r * row + g * gate, acc[r][g]);
+  }
+}
+
+template <int G, int R = kTall>
+static void outer(const float* a, int64_t lda, const float* const (&b)[G], int64_t ldb, int64_t M, int64_t I, float* sum,
+                  int64_t row, int64_t gate) {
+  int64_t i = 0;
+  for (; i + R <= I; i += R) outer_tile<R, G>(a + i, lda, b, ldb, M, sum + i * row, row, gate);
+  if constexpr (R > 1) {
+    if (i < I) outer<G, R / 2>(a + i, lda, b, ldb, M, I - i, sum + i * row, row, gate);
+  }
+}

@@ -1,0 +1,114 @@
+// One step of the transposed linearisation: from the cotangent of a state to that of the state before. Used by the gradient
+// and by the transposed linear recurrence. Included once by each unit.
+//
+// The coefficients of the linearisation (see gru_jax/linearisation.py) of a step and row lie side by side in five slots of
+// padded H. `pull` replaces four of them in place by the cotangents of the preactivations, in the order in which the products
+// with Uᵀ and Wᵀ read them:
+//
+//     slot    0      1      2      3      4
+//     from    r      c_r    c_z    a_n    z
+//     to      d_q    d_r    d_z    d_n    z λ      reset after: d_q is the cotangent of h_in U_n + c_n
+//     to      r      d_r    d_z    d_n    z λ      reset before
+enum Slot { kR = 0, kCR = 1, kCZ = 2, kAN = 3, kZ = 4, kSlots = 5 };
+
+INLINE int64_t slots_stride(int64_t H) { return spread(kSlots * padded(H)); }
+
+struct Pull {
+  float* slots;               // (rows, ...)
+  int64_t stride;             // of rows in slots
+  const float* const* a;      // (rows) factors of the product: slot 0 reset after, else slot 3 or slot 1
+  const float* const* gates;  // (rows) slot 1, reset before
+  float* before;              // (rows, padded H): r ⊙ v, reset before
+  float* carry;               // (rows, padded H): the cotangent of the state before
+  const float* drop;          // (rows, H) or null
+  const float* recurrent;     // Uᵀ, packed
+  int64_t H, width;
+
+  INLINE_MEMBER void finish(int64_t row, int64_t block, V through) const {
+    int64_t column = block * kLanes;
+    if (drop) through *= load(drop + row * H + column, H - column);
+    store(carry + row * width + column, load(slots + row * stride + kZ * width + column) + through);
+  }
+};
+
+struct PullAfter : Pull {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][1] = {};
+    multiply<R, P, 1>(a + row, 3 * width, recurrent + block * block_size(3 * width), block_size(3 * width), 0, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) finish(row + r, block + p, acc[r][p][0]);
+    }
+  }
+};
+
+// Reset before, first half: v = d_n U_nᵀ, of which the reset gate takes c_r ⊙ v and lets r ⊙ v through.
+struct PullBeforeCandidate : Pull {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][1] = {};
+    multiply<R, P, 1>(a + row, width, recurrent + block * block_size(width), block_size(width), 0, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        int64_t column = (block + p) * kLanes;
+        float* slot = slots + (row + r) * stride + column;
+        store(before + (row + r) * width + column, load(slot + kR * width) * acc[r][p][0]);
+        store(slot + kCR * width, load(slot + kCR * width) * acc[r][p][0]);
+      }
+    }
+  }
+};
+
+struct PullBeforeGates : Pull {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][1];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) acc[r][p][0] = load(before + (row + r) * width + (block + p) * kLanes);
+    }
+    const float* gate_rows = recurrent + packed_matrix(width, H) + block * block_size(2 * width);
+    multiply<R, P, 1>(gates + row, 2 * width, gate_rows, block_size(2 * width), 0, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) finish(row + r, block + p, acc[r][p][0]);
+    }
+  }
+};
+
+// λ = source + carry into `lambda` (rows, H; may be null); then, from λ, the slots and the new carry.
+static void pull(const Sizes& sizes, const float* source, float* lambda, float* slots, float* carry, float* before,
+                 const float* drop, const float* recurrent) {
+  const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), stride = slots_stride(H);
+  const float *a[kChunk], *gates[kChunk];
+  for (int64_t row = 0; row < rows; ++row) {
+    float* slot = slots + row * stride;
+    for (int64_t column = 0; column < H; column += kLanes, slot += kLanes) {
+      V cotangent = load(source + row * H + column, H - column) + load(carry + row * width + column);
+      V d_n = load(slot + kAN * width) * cotangent;
+      store(slot + kAN * width, d_n);
+      store(slot + kCZ * width, load(slot + kCZ * width) * cotangent);
+      store(slot + kZ * width, load(slot + kZ * width) * cotangent);
+      if (sizes.reset_after) {
+        store(slot + kR * width, load(slot + kR * width) * d_n);
+        store(slot + kCR * width, load(slot + kCR * width) * cotangent);
+      }
+      if (lambda) store(lambda + row * H + column, cotangent, H - column);
+    }
+    a[row] = slots + row * stride + (sizes.reset_after ? 0 : kAN * width);
+    gates[row] = slots + row * stride + kCR * width;
+  }
+  const Pull job = {slots, stride, a, gates, before, carry, drop, recurrent, H, width};
+  if (sizes.reset_after) {
+    cover<1>(PullAfter{job}, rows, width / kLanes);
+  } else {
+    cover<1>(PullBeforeCandidate{job}, rows, width / kLanes);
+    cover<1>(PullBeforeGates{job}, rows, width / kLanes);
+  }
+}

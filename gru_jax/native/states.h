@@ -1,0 +1,169 @@
+// The state recurrence, h_t = step(h_tm1, x_t), for a part of the rows. Included once by each unit.
+
+INLINE V plus_exponential(V x) { return 1.0f + exponential(x); }
+
+// z h + (1 − z) n as h + (1 − z)(n − h), with one division for both activations. A gate that keeps everything keeps exactly.
+INLINE V interpolated(V h, V a_z, V a_n) {
+  Ratio n = tanh_ratio(a_n);
+  return h + (n.numerator - h * n.denominator) / (n.denominator * plus_exponential(a_z));
+}
+
+// One step of several rows. Members with a row index begin at the part's first row.
+struct Step {
+  const float* const* h_in;   // (rows) what enters the product with U
+  const float* const* h_tm1;  // (rows)
+  const uint8_t* keep;        // (rows) or null
+  const float* projected;     // (rows, 3, padded H)
+  const float* recurrent;     // U, packed
+  const float* bias;          // c, padded
+  float* reset;               // (rows, padded H): r ⊙ h_in, for reset before
+  const float* const* reset_rows;
+  float* h_t;                 // (rows, H)
+  int64_t H, padded_H, gate;  // gate: the distance of two gates in U
+
+  INLINE_MEMBER const float* x(int64_t row, int64_t block, int g) const {
+    return projected + (row * 3 + g) * padded_H + block * kLanes;
+  }
+
+  INLINE_MEMBER void finish(int64_t row, int64_t block, V a_z, V a_n) const {
+    int64_t column = block * kLanes;
+    V h = load(h_tm1[row] + column, H - column);
+    V next = interpolated(h, a_z, a_n);
+    store(h_t + row * H + column, keep && !keep[row] ? h : next, H - column);
+  }
+};
+
+struct ResetAfter : Step {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][3];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        acc[r][p][0] = load(x(row + r, block + p, 0));
+        acc[r][p][1] = load(x(row + r, block + p, 1));
+        acc[r][p][2] = load(bias + (block + p) * kLanes);
+      }
+    }
+    multiply<R, P, 3>(h_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        V a_n = load(x(row + r, block + p, 2)) + acc[r][p][2] / plus_exponential(-acc[r][p][0]);
+        finish(row + r, block + p, acc[r][p][1], a_n);
+      }
+    }
+  }
+};
+
+// Reset before, first half: the gates. Leaves r ⊙ h_in in `reset` and the preactivation of z in `projected`.
+struct ResetBeforeGates : Step {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        acc[r][p][0] = load(x(row + r, block + p, 0));
+        acc[r][p][1] = load(x(row + r, block + p, 1));
+      }
+    }
+    multiply<R, P, 2>(h_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        int64_t column = (block + p) * kLanes;
+        V h = load(h_in[row + r] + column, H - column);
+        store(reset + (row + r) * padded_H + column, h / plus_exponential(-acc[r][p][0]));
+        store((float*)x(row + r, block + p, 1), acc[r][p][1]);
+      }
+    }
+  }
+};
+
+// Second half: the candidate and the new state.
+struct ResetBeforeCandidate : Step {
+  template <int R, int P>
+  INLINE_MEMBER void run(int64_t row, int64_t block) const {
+    V acc[R][P][1];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) acc[r][p][0] = load(x(row + r, block + p, 2));
+    }
+    multiply<R, P, 1>(reset_rows + row, H, recurrent + 2 * gate + block * block_size(H), block_size(H), 0, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) finish(row + r, block + p, load(x(row + r, block + p, 1)), acc[r][p][0]);
+    }
+  }
+};
+
+// Pointers to x of `count` steps from s on, and their projection x W + b into `projected` (steps, rows, 3, padded H).
+static void project(const Recurrence& in, int64_t s, int64_t count, float* projected) {
+  const Sizes& sizes = in.sizes;
+  const float* a[kChunk];
+  float* out[kChunk];
+  int64_t width = 3 * padded(sizes.features), m = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t row = 0; row < sizes.rows; ++row, ++m) {
+      a[m] = row_of(in.xs, time_of(sizes, s + i), row, sizes.in_features);
+      out[m] = projected + m * width;
+    }
+  }
+  Plain product = {a, sizes.in_features, in.weights.kernel, in.weights.bias, out, width};
+  cover<1>(product, m, width / kLanes);
+}
+
+static int64_t states_scratch(const Sizes& sizes) {
+  int64_t H = padded(sizes.features);
+  return steps_per_chunk(sizes) * sizes.rows * 3 * H + 2 * sizes.rows * H + 64;
+}
+
+static void states(const States& job, float* scratch) {
+  const Recurrence& in = job.in;
+  const Sizes& sizes = in.sizes;
+  const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), chunk = steps_per_chunk(sizes);
+  const Series hs = {job.hs.data, job.hs.step};
+  Arena arena = {scratch};
+  float* projected = arena.take(chunk * rows * 3 * width);
+  float* dropped = arena.take(rows * width);
+  float* reset = arena.take(rows * width);
+  const float *h_in[kChunk], *h_tm1[kChunk], *reset_rows[kChunk];
+  for (int64_t row = 0; row < rows; ++row) reset_rows[row] = reset + row * width;
+
+  for (int64_t s = 0; s < sizes.steps; ++s) {
+    if (s % chunk == 0) project(in, s, least(chunk, sizes.steps - s), projected);
+    const int64_t t = time_of(sizes, s);
+    for (int64_t row = 0; row < rows; ++row) {
+      h_in[row] = h_tm1[row] = state_before(in, hs, s, row);
+      if (in.drop) {
+        times(h_tm1[row], in.drop + row * H, dropped + row * width, H);
+        h_in[row] = dropped + row * width;
+      }
+    }
+    const Step step = {h_in,
+                       h_tm1,
+                       in.mask.data ? in.mask.data + t * in.mask.step : nullptr,
+                       projected + s % chunk * rows * 3 * width,
+                       in.weights.recurrent,
+                       in.weights.recurrent_bias,
+                       reset,
+                       reset_rows,
+                       job.hs.data + t * job.hs.step,
+                       H,
+                       width,
+                       packed_matrix(H, H)};
+    if (sizes.reset_after) {
+      cover<3>(ResetAfter{step}, rows, width / kLanes);
+    } else {
+      cover<2>(ResetBeforeGates{step}, rows, width / kLanes);
+      cover<1>(ResetBeforeCandidate{step}, rows, width / kLanes);
+    }
+  }
+}

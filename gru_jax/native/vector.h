@@ -1,0 +1,72 @@
+// Vectors of float32 in the extensions of GCC and Clang, and the activations on them. Included once by each unit.
+
+#if GRU_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kRegisters = 32, kTall = 8;  // kTall: rows of the tallest tile of a product
+#else
+constexpr int kRegisters = 16, kTall = 4;
+#endif
+constexpr int kLanes = GRU_VECTOR_BYTES / 4;
+
+typedef float V __attribute__((vector_size(GRU_VECTOR_BYTES)));
+typedef int32_t Bits __attribute__((vector_size(GRU_VECTOR_BYTES)));
+typedef float Unaligned __attribute__((vector_size(GRU_VECTOR_BYTES), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+
+INLINE V load(const float* p) { return *(const Unaligned*)p; }
+INLINE void store(float* p, V v) { *(Unaligned*)p = v; }
+
+// The first n lanes; the others are zero.
+INLINE V load(const float* p, int64_t n) {
+  if (n >= kLanes) return load(p);
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+INLINE void store(float* p, V v, int64_t n) {
+  if (n >= kLanes) return store(p, v);
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+INLINE V all(float x) { return x - V{}; }
+
+// eˣ to a relative error of about 2e-7, in [−80, 80]; beyond, its value at the bound. A NaN stays one.
+INLINE V exponential(V x) {
+  x = x > 80.0f ? all(80.0f) : x;
+  x = x < -80.0f ? all(-80.0f) : x;
+  // 2^(n + f), n an integer: adding and subtracting 1.5·2²³ rounds, and leaves n in the low bits.
+  V t = x * 1.44269504f;
+  V shifted = t + 12582912.0f;
+  V f = t - (shifted - 12582912.0f);
+  V p = f * 1.32647314e-3f + 9.67151273e-3f;
+  p = p * f + 5.55073373e-2f;
+  p = p * f + 2.40222421e-1f;
+  p = p * f + 6.93146978e-1f;
+  p = p * f + 1.0f;
+  return p * (V)(((Bits)shifted << 23) + 0x3f800000);
+}
+
+// Numerator and denominator of tanh x = x P(x²) / Q(x²), a minimax fit to a relative error of 1.3e-8 on [−8, 8]; beyond, its
+// value at 8, which is 1 − 2e-7. The denominator lies in [1, 250]. A NaN stays one.
+struct Ratio {
+  V numerator, denominator;
+};
+
+INLINE Ratio tanh_ratio(V x) {
+  x = x > 8.0f ? all(8.0f) : x;
+  x = x < -8.0f ? all(-8.0f) : x;
+  V y = x * x;
+  V p = y * 1.4525270e-8f + 2.1440408e-5f;
+  V q = y * 8.2511873e-7f + 3.3679034e-4f;
+  p = p * y + 3.5457789e-3f;
+  q = q * y + 2.6067746e-2f;
+  p = p * y + 1.3423236e-1f;
+  q = q * y + 4.6756567e-1f;
+  p = p * y + 1.0f;
+  q = q * y + 1.0f;
+  return {x * p, q};
+}

@@ -1,0 +1,44 @@
+// How a part of a sequence is walked through: order of the steps, states before a step, scratch. Included once by each unit.
+
+constexpr int kChunk = 128;  // rows, over steps and sequences, that are held in the second-level cache at a time
+
+// Slices of scratch memory, each aligned to a cache line.
+struct Arena {
+  float* memory;
+  int64_t used = 0;
+
+  float* take(int64_t n) {
+    float* slice = memory + used;
+    used += (n + 15) / 16 * 16;
+    return slice;
+  }
+};
+
+// A distance of rows, at least n, that is an odd number of cache lines, so that columns spread over all sets of the cache.
+INLINE int64_t spread(int64_t n) { return (n + 15) / 16 % 2 ? (n + 15) / 16 * 16 : (n + 15) / 16 * 16 + 16; }
+
+INLINE int64_t steps_per_chunk(const Sizes& sizes) { return sizes.rows < kChunk ? kChunk / sizes.rows : 1; }
+
+// The time at which the s-th step in the direction of the recurrence happens.
+INLINE int64_t time_of(const Sizes& sizes, int64_t s) { return sizes.reverse ? sizes.steps - 1 - s : s; }
+
+INLINE const float* row_of(const Series& series, int64_t t, int64_t row, int64_t width) {
+  return series.data + t * series.step + row * width;
+}
+
+INLINE bool flag(const Flags& flags, int64_t t, int64_t row, bool otherwise) {
+  return flags.data ? flags.data[t * flags.step + row] : otherwise;
+}
+
+// The state before step s of a row: that of the step before, or h_0 at the first step and where the state is reset.
+INLINE const float* state_before(const Recurrence& in, const Series& hs, int64_t s, int64_t row) {
+  const Sizes& sizes = in.sizes;
+  if (s == 0 || flag(in.resets, time_of(sizes, s), row, false)) return in.h_0 + row * sizes.features;
+  return row_of(hs, time_of(sizes, s - 1), row, sizes.features);
+}
+
+INLINE void copy(const float* from, float* to, int64_t n) { __builtin_memcpy(to, from, n * sizeof(float)); }
+
+INLINE void times(const float* a, const float* b, float* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = a[i] * b[i];
+}

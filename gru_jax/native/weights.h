@@ -1,0 +1,77 @@
+// Weights of a group, from their layout in JAX (kernel (D, 3H), recurrent kernel (H, 3H), gates r, z, n) to that of the
+// products, and sums of gradients back. Included once by each unit.
+
+static int64_t packed_size(const Weights& weights) {
+  const int64_t D = weights.in_features, H = weights.features, width = padded(H);
+  const int64_t forward = 3 * (packed_matrix(D, H) + packed_matrix(H, H)) + 4 * width;
+  const int64_t backward = packed_matrix(3 * width, D) + packed_matrix(width, H) + packed_matrix(2 * width, H);
+  return forward + (weights.transposed ? backward : 0) + 6 * 16;
+}
+
+static void pack_bias(const float* bias, int64_t H, float* to) {
+  for (int64_t i = 0; i < H; i += kLanes) store(to + i, bias ? load(bias + i, H - i) : V{});
+}
+
+// Uᵀ in the order of the slots of pull.h: reset after, rows n, r, z of one matrix. Reset before, a matrix of rows n, then
+// one of rows r, z.
+static void pack_recurrent_transposed(const Weights& weights, float* to) {
+  const int64_t H = weights.features, width = padded(H);
+  const float *r = weights.recurrent, *z = r + H, *n = z + H;
+  if (weights.reset_after) {
+    pack_transposed(n, 3 * H, H, H, to, 3 * width, 0);
+    pack_transposed(r, 3 * H, H, H, to, 3 * width, width);
+    pack_transposed(z, 3 * H, H, H, to, 3 * width, 2 * width);
+  } else {
+    pack_transposed(n, 3 * H, H, H, to, width, 0);
+    pack_transposed(r, 3 * H, H, H, to + packed_matrix(width, H), 2 * width, 0);
+    pack_transposed(z, 3 * H, H, H, to + packed_matrix(width, H), 2 * width, width);
+  }
+}
+
+static Packed pack_weights(const Weights& weights, float* memory) {
+  const int64_t D = weights.in_features, H = weights.features, width = padded(H);
+  Arena arena = {memory};
+  float* kernel = arena.take(3 * packed_matrix(D, H));
+  float* recurrent = arena.take(3 * packed_matrix(H, H));
+  float* bias = arena.take(3 * width);
+  float* recurrent_bias = arena.take(width);
+  Packed packed = {kernel, nullptr, recurrent, nullptr, bias, recurrent_bias};
+  for (int64_t gate = 0; gate < 3; ++gate) {
+    if (weights.kernel) pack(weights.kernel + gate * H, 3 * H, D, H, kernel + gate * packed_matrix(D, H), D);
+    pack(weights.recurrent + gate * H, 3 * H, H, H, recurrent + gate * packed_matrix(H, H), H);
+    pack_bias(weights.bias ? weights.bias + gate * H : nullptr, H, bias + gate * width);
+  }
+  pack_bias(weights.recurrent_bias, H, recurrent_bias);
+  if (!weights.transposed) return packed;
+  float* recurrent_transposed = arena.take(packed_matrix(width, H) + packed_matrix(2 * width, H));
+  pack_recurrent_transposed(weights, recurrent_transposed);
+  packed.recurrent_transposed = recurrent_transposed;
+  if (weights.kernel) {
+    float* kernel_transposed = arena.take(packed_matrix(3 * width, D));
+    for (int64_t gate = 0; gate < 3; ++gate) {
+      pack_transposed(weights.kernel + gate * H, 3 * H, H, D, kernel_transposed, 3 * width, gate * width);
+    }
+    packed.kernel_transposed = kernel_transposed;
+  }
+  return packed;
+}
+
+// The sum over parts, in their order, of what `gradient` accumulated; rows [first, last) of its D + H + 2.
+static void reduce(const float* partial, int64_t parts, int64_t D, int64_t H, int64_t first, int64_t last,
+                   const WeightGradients& to) {
+  const int64_t width = padded(H), row = 3 * width, size = gradient_size(D, H);
+  for (int64_t i = first; i < last; ++i) {
+    float* out = i < D       ? to.kernel + i * 3 * H
+                 : i < D + H ? to.recurrent + (i - D) * 3 * H
+                 : i == D + H ? to.bias
+                              : to.recurrent_bias;
+    for (int64_t gate = 0; gate < (i == D + H + 1 ? 1 : 3); ++gate) {
+      for (int64_t column = 0; column < H; column += kLanes) {
+        const float* from = partial + i * row + gate * width + column;
+        V sum = load(from);
+        for (int64_t part = 1; part < parts; ++part) sum += load(from + part * size);
+        store(out + gate * H + column, sum, H - column);
+      }
+    }
+  }
+}

@@ -1,0 +1,344 @@
+"""The recurrences as JAX primitives: their rules for differentiation, transposition, batching and lowering.
+
+Of `states` and `linear` every rule is written out. `push` and `pull` are each other's transpose; where what they are
+linearised at moves too, they are differentiated through their definition in `gru_jax.recurrence`, which is made of
+`linear` and of operations that are parallel over time.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
+
+from gru_jax import lowering, recurrence
+from gru_jax.cells import GRU
+from gru_jax.linearisation import Linearisation, apply, apply_transposed
+from gru_jax.recurrence import TIMELESS, WEIGHTS, Operands, full_shape, shifted
+
+STATES = "gru_jax.states"
+
+save_states = jax.checkpoint_policies.save_only_these_names(STATES)
+"""Policy for `jax.checkpoint` around a model: of its GRU layers keep the inputs and the states, nothing else.
+
+That is all that the gradient of a layer needs: its recurrence is not run again. (A layer by itself keeps nothing more
+without the policy either.)
+
+>>> import gru_jax
+>>> params = gru_jax.CUDNN.init(jax.random.key(0), 2, 3)
+>>> loss = lambda params, xs: gru_jax.unroll(gru_jax.CUDNN, params, xs)[1].sum()
+>>> grads = jax.grad(jax.checkpoint(loss, policy=gru_jax.save_states))(params, jnp.ones((5, 2)))
+"""
+
+
+def states(operands: Operands, *, cell: GRU, reverse: bool, method: str) -> jax.Array:
+    """`recurrence.states` as a primitive. `method` is "auto", "fused" or "native"; see `gru_jax.unroll`."""
+    named = {name: value for name, value in operands._asdict().items() if value is not None}
+    params = {"cell": cell, "reverse": reverse, "method": method}
+    if method == "native" and (why := lowering.obstacle("gru_states", named, params)):
+        raise ValueError(f'method="native" is not to be had here: {why}')
+    return _bind(_states_p, named, **params)
+
+
+def _linear(
+    at: Linearisation,
+    kernel: jax.Array,
+    drop: jax.Array | None,
+    s: jax.Array,
+    *,
+    method: str,
+    reset_after: bool,
+    reverse: bool,
+    transposed: bool,
+) -> jax.Array:
+    operands = {**at._asdict(), "recurrent_kernel": kernel, "drop": drop, "source": s}
+    present = {name: value for name, value in operands.items() if value is not None}
+    return _bind(_linear_p, present, method=method, reset_after=reset_after, reverse=reverse, transposed=transposed)
+
+
+def _operands(named: dict[str, Any], prefix: str = "") -> Operands:
+    return Operands(*(named.get(prefix + name) for name in Operands._fields))
+
+
+def _bind(primitive: Primitive, named: dict[str, Any], **params: Any) -> Any:
+    lowering.prepare(*_PRIMITIVES)
+    # Inside shard_map, operands that are equal on all devices must be marked as varying like the others are, so that
+    # their gradient is summed over devices.
+    varying = frozenset().union(*map(_varying, named.values()))
+    aligned = [jax.lax.pcast(value, tuple(sorted(varying - _varying(value))), to="varying") for value in named.values()]
+    return primitive.bind(*aligned, names=tuple(named), **params)
+
+
+def _varying(value: jax.Array) -> frozenset[Any]:
+    """The mesh axes of a surrounding shard_map along which a value may differ."""
+    return jax.typeof(value).manual_axis_type.varying
+
+
+# --- Definitions ------------------------------------------------------------------------------------------------------
+
+
+def _named(args: Sequence[Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return dict(zip(names, args, strict=True))
+
+
+def _define_states(*args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str) -> jax.Array:
+    return recurrence.states(_operands(_named(args, names)), cell, reverse)
+
+
+def _define_linear(*args: Any, names: tuple[str, ...], method: str, **params: Any) -> jax.Array:
+    at, kernel, drop, s = _unpack(_named(args, names))
+    return recurrence.linear(at, kernel, drop, s, **params)
+
+
+def _define_push(*args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str) -> jax.Array:
+    o = _named(args, names)
+    solve = functools.partial(_linear, method=method)
+    return recurrence.push(_operands(o), o["hs"], _operands(o, "d_"), cell, reverse, solve)
+
+
+def _define_pull(
+    *args: Any, names: tuple[str, ...], wrt: tuple[str, ...], cell: GRU, reverse: bool, method: str
+) -> tuple[jax.Array, ...]:
+    o = _named(args, names)
+    solve = functools.partial(_linear, method=method)
+    return recurrence.pull(_operands(o), o["hs"], o["ct"], wrt, cell, reverse, solve)
+
+
+def _unpack(o: dict[str, Any]) -> tuple[Linearisation, Any, Any, Any]:
+    return (
+        Linearisation(*(o[name] for name in Linearisation._fields)),
+        o["recurrent_kernel"],
+        o.get("drop"),
+        o["source"],
+    )
+
+
+# --- Differentiation --------------------------------------------------------------------------------------------------
+
+
+def _moving(named: dict[str, Any]) -> dict[str, Any]:
+    return {name: tangent for name, tangent in named.items() if type(tangent) is not ad.Zero}
+
+
+def _states_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
+    named, d = _named(args, names), _moving(_named(tangents, names))
+    hs = checkpoint_name(_states_p.bind(*args, names=names, **params), STATES)
+    return hs, _bind(_push_p, {**named, "hs": hs, **{"d_" + name: tangent for name, tangent in d.items()}}, **params)
+
+
+def _jvp_at(define: Callable[..., Any], named: dict[str, Any], moving: dict[str, Any], **params: Any) -> Any:
+    """The tangent of a definition, as far as it comes from the operands in `moving`."""
+
+    def moved(values):
+        replaced = {**named, **values}
+        return define(*replaced.values(), names=tuple(replaced), **params)
+
+    return jax.jvp(moved, ({name: named[name] for name in moving},), (moving,))[1]
+
+
+def _push_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
+    out = _push_p.bind(*args, names=names, **params)
+    named, d = _named(args, names), _moving(_named(tangents, names))
+    inputs = {name: tangent for name, tangent in d.items() if name.startswith("d_")}
+    rest = {name: tangent for name, tangent in d.items() if name not in inputs}
+    terms = []
+    if inputs:
+        at = {name: value for name, value in named.items() if not name.startswith("d_")}
+        terms.append(_bind(_push_p, {**at, **inputs}, **params))
+    if rest:
+        terms.append(_jvp_at(_define_push, named, rest, **params))
+    return out, sum(terms[1:], start=terms[0])
+
+
+def _pull_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
+    out = _pull_p.bind(*args, names=names, **params)
+    named, d = _named(args, names), _moving(_named(tangents, names))
+    rest = {name: tangent for name, tangent in d.items() if name != "ct"}
+    terms = []
+    if "ct" in d:
+        terms.append(_bind(_pull_p, {**named, "ct": d["ct"]}, **params))
+    if rest:
+        terms.append(_jvp_at(_define_pull, named, rest, **params))
+    return out, [sum(term[1:], start=term[0]) for term in zip(*terms, strict=True)]
+
+
+def _push_transpose(ct: Any, *args: Any, names: tuple[str, ...], **params: Any) -> list[Any]:
+    named = _named(args, names)
+    unknown = {name: x.aval for name, x in named.items() if ad.is_undefined_primal(x)}
+    if type(ct) is ad.Zero:
+        return [ad.Zero(unknown[name]) if name in unknown else None for name in names]
+    at = {name: value for name, value in named.items() if not name.startswith("d_")}
+    wrt = tuple(name.removeprefix("d_") for name in unknown)
+    cotangents = dict(zip(unknown, _bind(_pull_p, {**at, "ct": ct}, wrt=wrt, **params), strict=True))
+    return [_summed(cotangents[name], unknown[name].shape) if name in unknown else None for name in names]
+
+
+def _pull_transpose(cts: Any, *args: Any, names: tuple[str, ...], wrt: tuple[str, ...], **params: Any) -> list[Any]:
+    named = _named(args, names)
+    aval = named.pop("ct").aval
+    d = {"d_" + name: ct for name, ct in zip(wrt, cts, strict=True) if type(ct) is not ad.Zero}
+    ct = _summed(_bind(_push_p, {**named, **d}, **params), aval.shape) if d else ad.Zero(aval)
+    return [ct if name == "ct" else None for name in names]
+
+
+def _summed(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The transpose of broadcasting `shape` to that of x."""
+    axes = tuple(axis for axis, size in enumerate(shape) if size != x.shape[axis])
+    return x.sum(axes, keepdims=True) if axes else x
+
+
+def _linear_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
+    ys = _linear_p.bind(*args, names=names, **params)
+    named, d = _named(args, names), _moving(_named(tangents, names))
+    d_s = d.pop("source", None)
+    if d:
+        moved = _moved_source(named, d, ys, **params)
+        d_s = moved if d_s is None else d_s + moved
+    return ys, _bind(_linear_p, {**named, "source": d_s}, **params)
+
+
+def _moved_source(
+    named: dict[str, Any],
+    moving: dict[str, Any],
+    ys: jax.Array,
+    method: str,
+    reset_after: bool,
+    reverse: bool,
+    transposed: bool,
+) -> jax.Array:
+    """What a change of J adds to the source: J̇_t y_tm1, or transposed, J̇_{t+1}ᵀ λ_{t+1}."""
+    zero = jnp.zeros_like(ys[0])
+
+    def changed(moved):
+        at, kernel, drop, _ = _unpack({**named, **moved})
+        if transposed:
+            pulled = apply_transposed(reset_after, at, jnp.swapaxes(kernel, -1, -2), drop, ys, lead=1)
+            return shifted(pulled, zero, not reverse)
+        return apply(reset_after, at, kernel, drop, shifted(ys, zero, reverse), lead=1)
+
+    return jax.jvp(changed, ({name: named[name] for name in moving},), (moving,))[1]
+
+
+def _linear_transpose(ct: Any, *args: Any, names: tuple[str, ...], transposed: bool, **params: Any) -> list[Any]:
+    named = _named(args, names)
+    aval = named["source"].aval
+    if type(ct) is not ad.Zero:
+        ct = _bind(_linear_p, {**named, "source": ct}, transposed=not transposed, **params)
+        ct = _summed(ct, aval.shape)
+    return [ct if name == "source" else None for name in names]
+
+
+# --- Shapes and batching ----------------------------------------------------------------------------------------------
+
+
+def _groups(named: dict[str, Any]) -> int:
+    return named["recurrent_kernel"].ndim - 2
+
+
+def _base(name: str) -> str:
+    return name.removeprefix("d_")
+
+
+def _lead(avals: dict[str, Any]) -> tuple[list[int], list[Any]]:
+    """The sizes of the group and batch axes, and how each is sharded."""
+    ndim = next(aval.ndim - 1 - (name not in TIMELESS) for name, aval in avals.items() if name in ("h_0", "source"))
+    sizes, spec = [1] * ndim, [None] * ndim
+    for name, aval in avals.items():
+        skip = int(_base(name) not in TIMELESS and _base(name) not in WEIGHTS)
+        axes = range(_groups(avals)) if _base(name) in WEIGHTS else range(ndim)
+        for axis in axes:
+            if aval.shape[axis + skip] != 1:
+                sizes[axis] = aval.shape[axis + skip]
+                spec[axis] = spec[axis] or aval.sharding.spec[axis + skip]
+    return sizes, spec
+
+
+def _states_aval(*avals: Any, names: tuple[str, ...], **params: Any) -> Any:
+    """hs, shaped like the widest of its operands, with their sharding."""
+    named = _named(avals, names)
+    sizes, spec = _lead(named)
+    timed = named["source"] if "source" in named else named["xs"]
+    state = named.get("h_0", timed)
+    sharding = timed.sharding.update(spec=PartitionSpec(timed.sharding.spec[0], *spec, None))
+    shape = (timed.shape[0], *sizes, state.shape[-1])
+    return timed.update(shape=shape, dtype=state.dtype, weak_type=False, sharding=sharding)
+
+
+def _pull_avals(*avals: Any, names: tuple[str, ...], wrt: tuple[str, ...], **params: Any) -> list[Any]:
+    named = _named(avals, names)
+    sizes, spec = _lead(named)
+    groups, outs = _groups(named), []
+    for name in wrt:
+        aval = named[name]
+        own = tuple(aval.sharding.spec)
+        if name in WEIGHTS:
+            full = (*spec[:groups], *own[groups:])
+        else:
+            full = (*own[: name not in TIMELESS], *spec, own[-1])
+        shape = full_shape(name, aval, tuple(sizes), groups)
+        sharding = aval.sharding.update(spec=PartitionSpec(*full))
+        outs.append(aval.update(shape=shape, weak_type=False, sharding=sharding))
+    return outs
+
+
+def _batch(primitive: Primitive, args: Any, dims: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
+    """Batched weights open a new group axis in front; any other operand a new batch axis behind the groups.
+
+    Gradients of weights open a group axis too: they are not summed over what is batched.
+    """
+    named, axes = _named(args, names), _named(dims, names)
+    wrt = params.get("wrt", ())
+    mapped = {_base(name) for name, axis in axes.items() if axis is not None}
+    grouped = any(name in WEIGHTS for name in (*mapped, *wrt))
+    place = 0 if grouped else _groups(named)
+
+    def new_axis(name: str) -> int | None:
+        if name in WEIGHTS:
+            return 0 if grouped else None
+        return place + (name not in TIMELESS)
+
+    batched = {}
+    for name, value in named.items():
+        axis = new_axis(_base(name))
+        if axis is not None:
+            value = jnp.expand_dims(value, axis) if axes[name] is None else jnp.moveaxis(value, axes[name], axis)
+        batched[name] = value
+    out = primitive.bind(*batched.values(), names=names, **params)
+    return out, [new_axis(name) for name in wrt] if wrt else place + 1
+
+
+# --- Registration -----------------------------------------------------------------------------------------------------
+
+
+def _primitive(
+    name: str, define: Callable[..., Any], avals: Callable[..., Any], static: tuple[str, ...], several: bool = False
+) -> Primitive:
+    primitive = Primitive(name)
+    primitive.multiple_results = several
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("names", *static)))
+    primitive.def_abstract_eval(avals)
+    batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
+    portable = mlir.lower_fun(define, multiple_results=several)
+    mlir.register_lowering(primitive, portable)
+    mlir.register_lowering(primitive, lowering.rule(name, portable), platform="cpu")
+    return primitive
+
+
+_COMMON = ("cell", "reverse", "method")
+_states_p = _primitive("gru_states", _define_states, _states_aval, _COMMON)
+_push_p = _primitive("gru_push", _define_push, _states_aval, _COMMON)
+_pull_p = _primitive("gru_pull", _define_pull, _pull_avals, ("wrt", *_COMMON), several=True)
+_linear_p = _primitive("gru_linear", _define_linear, _states_aval, ("method", "reset_after", "reverse", "transposed"))
+_PRIMITIVES = (_states_p, _push_p, _pull_p, _linear_p)
+ad.primitive_jvps[_states_p] = _states_jvp
+ad.primitive_jvps[_push_p] = _push_jvp
+ad.primitive_jvps[_pull_p] = _pull_jvp
+ad.primitive_jvps[_linear_p] = _linear_jvp
+ad.primitive_transposes[_push_p] = _push_transpose
+ad.primitive_transposes[_pull_p] = _pull_transpose
+ad.primitive_transposes[_linear_p] = _linear_transpose

@@ -1,0 +1,47 @@
+"""Settings of the native CPU kernels, read when a computation is compiled; what is compiled already stays as it is.
+
+>>> import gru_jax
+>>> gru_jax.config.native = False       # everything compiled from here on runs on XLA alone
+>>> gru_jax.config.native = True
+"""
+
+import dataclasses
+import os
+
+
+@dataclasses.dataclass
+class Config:
+    """Settings of the native CPU kernels.
+
+    Attributes:
+      native: whether they may be used. Environment variable GRU_JAX_NATIVE, 0 or 1; by default 1.
+      native_threads: the most threads that a call uses; 0 for all of XLA's. GRU_JAX_NATIVE_THREADS; by default 0.
+        Results do not depend on it.
+    """
+
+    native: bool
+    native_threads: int
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "native" and not isinstance(value, bool):
+            raise TypeError(f"native must be a bool, got {value!r}")
+        if name == "native_threads" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ValueError(f"native_threads must be an integer, 0 or more, got {value!r}")
+        if name not in Config.__annotations__:
+            raise AttributeError(f"gru_jax.config has no setting {name!r}; it has {', '.join(Config.__annotations__)}")
+        super().__setattr__(name, value)
+
+
+def from_environment() -> Config:
+    """The settings that the environment asks for."""
+    native, threads = os.environ.get("GRU_JAX_NATIVE", "1"), os.environ.get("GRU_JAX_NATIVE_THREADS", "0")
+    if native not in ("0", "1"):
+        raise ValueError(f"the environment variable GRU_JAX_NATIVE must be 0 or 1, got {native!r}")
+    if not threads.isdecimal():
+        raise ValueError(
+            f"the environment variable GRU_JAX_NATIVE_THREADS must be an integer, 0 or more, got {threads!r}"
+        )
+    return Config(native == "1", int(threads))
+
+
+config = from_environment()
