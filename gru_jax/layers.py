@@ -37,6 +37,7 @@ class Stack:
       features: H, the width of the state of each layer and direction.
       num_layers: at least 1.
       bidirectional: whether each layer also runs backwards; its outputs are then (..., 2·features), forward first.
+      reverse: whether each layer runs backwards only; its outputs stay beside its inputs.
       dropout: rate at which the outputs of every layer but the last are dropped.
       recurrent_dropout: rate at which the state is dropped where it enters the recurrent products; one mask per
         sequence, layer and direction.
@@ -63,13 +64,16 @@ class Stack:
     time_major: bool = False
     dtype: Any = None
     method: str = "auto"
+    reverse: bool = False
 
     def __post_init__(self) -> None:
         checks.integer("features", self.features, at_least=1)
         checks.integer("num_layers", self.num_layers, at_least=1)
-        for name in ("bidirectional", "time_major"):
+        for name in ("bidirectional", "time_major", "reverse"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
+        if self.reverse and self.bidirectional:
+            raise ValueError("reverse must be False with bidirectional=True, which runs both ways, got True")
         checks.rate("dropout", self.dropout)
         checks.rate("recurrent_dropout", self.recurrent_dropout)
         checks.choice("method", self.method, METHODS)
@@ -127,7 +131,7 @@ class Stack:
         """
         xs = self._time_first(check_inputs(inputs, params[0].in_features, self.time_major), -2)
         steps, *batch = xs.shape[:-1]
-        h_0s = self._check_carry(initial_carry, tuple(batch))
+        h_0s = self._check_carry("initial_carry", initial_carry, tuple(batch))
         if seq_lengths is not None:
             seq_lengths = checks.array("seq_lengths", seq_lengths)
             checks.lengths("seq_lengths", seq_lengths, tuple(batch), steps)
@@ -142,6 +146,45 @@ class Stack:
             carry.extend(h_Ts)
         return self._joined(carry), xs if self.time_major else jnp.moveaxis(xs, 0, -2)
 
+    def step(self, params: Sequence[Params], carry: Carry, x_t: jax.Array) -> tuple[Carry, jax.Array]:
+        """One step of every layer, for serving: `run` over a sequence is this, step by step. Nothing is dropped.
+
+        Args:
+          params: of each layer.
+          carry: the state before, zero at first (see `zero_carry`): (*batch, features) with one layer, else a tuple of
+            such.
+          x_t: (*batch, in_features).
+
+        Returns:
+          (carry, output): the new state, in the form and, where it is wider than that of the computation, the dtype of
+          the old one; and (*batch, features), in the dtype of the computation.
+
+        Raises:
+          TypeError, ValueError: if a shape or dtype does not fit, or the layers run backwards too: these begin with the
+            last step.
+
+        >>> stack = Stack(GRU(), features=4, num_layers=2)
+        >>> params = [stack.cell.init(jax.random.key(i), width, 4) for i, width in enumerate(stack.widths(3))]
+        >>> carry, output = stack.step(params, stack.zero_carry((2, 3), jnp.float32), jnp.ones((2, 3)))
+        >>> output.shape, bool((output == carry[1]).all())
+        ((2, 4), True)
+        """
+        if self.bidirectional or self.reverse:
+            given = "bidirectional" if self.bidirectional else "reverse"
+            raise ValueError(
+                f"step needs layers that run forward only, got {given}=True: the last step of a sequence comes first"
+            )
+        x_t = check_step_input("x_t", x_t, params[0].in_features)
+        if carry is None:
+            raise TypeError("carry must be the state of every layer, as zero_carry makes it, got None")
+        states = self._check_carry("carry", carry, x_t.shape[:-1])
+        new = []
+        for layer, h_tm1 in zip(params, states, strict=True):
+            layer_params, x_t = cast(layer, x_t, self.dtype)
+            h_t, x_t = step(self.cell, layer_params, h_tm1, x_t)
+            new.append(h_t)
+        return self._joined(new), x_t
+
     def _layer(
         self,
         params: Sequence[Params],
@@ -153,6 +196,7 @@ class Stack:
         """One layer, time first: the last state of each direction, and the outputs of the directions side by side."""
         h_Ts, outputs = [], []
         for direction in range(self.directions):
+            backward = self.reverse or direction == 1
             drop = None
             if self.recurrent_dropout > 0 and key is not None:
                 shape = (*xs.shape[1:-1], self.features)
@@ -163,8 +207,8 @@ class Stack:
                 h_0s[direction],
                 lengths=given.lengths,
                 mask=given.mask,
-                resets=backward_resets(given.resets) if direction == 1 else given.resets,
-                reverse=direction == 1,
+                resets=backward_resets(given.resets) if backward else given.resets,
+                reverse=backward,
                 method=self.method,
                 recurrent_dropout_mask=drop,
             )
@@ -191,26 +235,26 @@ class Stack:
         checks.shape(name, value, symbols, expected)
         return self._time_first(value, -1)
 
-    def _check_carry(self, initial_carry: Any, batch: tuple[int, ...]) -> Sequence[jax.Array | None]:
-        """The state before the first step of every layer and direction."""
+    def _check_carry(self, name: str, carry: Any, batch: tuple[int, ...]) -> Sequence[Any]:
+        """The state of every layer and direction; None for each if carry is None. `name` is what an error calls it."""
         count = self.num_layers * self.directions
-        if initial_carry is None:
+        if carry is None:
             return [None] * count
         if count == 1:
-            named = {"initial_carry": initial_carry}
+            named = {name: carry}
         else:
-            if not isinstance(initial_carry, tuple | list):
+            if not isinstance(carry, tuple | list):
                 raise TypeError(
-                    f"initial_carry must be a tuple of {count} arrays, one for each layer and direction, "
-                    f"got {type(initial_carry).__name__}"
+                    f"{name} must be a tuple of {count} arrays, one for each layer and direction, "
+                    f"got {type(carry).__name__}"
                 )
-            if len(initial_carry) != count:
+            if len(carry) != count:
                 raise ValueError(
-                    f"initial_carry must have {count} arrays, one for each of {self.num_layers} layers and "
-                    f"{self.directions} directions, got {len(initial_carry)}"
+                    f"{name} must have {count} arrays, one for each of {self.num_layers} layers and "
+                    f"{self.directions} directions, got {len(carry)}"
                 )
-            named = {f"initial_carry[{i}]": h_0 for i, h_0 in enumerate(initial_carry)}
-        return [check_state(name, h_0, batch, self.features) for name, h_0 in named.items()]
+            named = {f"{name}[{i}]": state for i, state in enumerate(carry)}
+        return [check_state(name, state, batch, self.features) for name, state in named.items()]
 
 
 def step(cell: GRU, params: Params, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -278,13 +322,19 @@ def check_inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.
 
 def check_step(carry: Any, inputs: Any, in_features: int | None, features: int) -> tuple[jax.Array, jax.Array]:
     """The arguments of a cell's step as arrays that fit; any in_features if None."""
-    inputs = checks.array("inputs", inputs)
-    checks.floating("inputs", inputs)
-    if inputs.ndim < 1:
-        raise ValueError(f"inputs must have shape (*batch, in_features), got {inputs.shape}")
-    if in_features is not None:
-        checks.shape("inputs", inputs, "(*batch, in_features)", (*inputs.shape[:-1], in_features))
+    inputs = check_step_input("inputs", inputs, in_features)
     return check_state("carry", carry, inputs.shape[:-1], features), inputs
+
+
+def check_step_input(name: str, value: Any, in_features: int | None) -> jax.Array:
+    """The input of one step (*batch, in_features) as an array; any in_features if None."""
+    value = checks.array(name, value)
+    checks.floating(name, value)
+    if value.ndim < 1:
+        raise ValueError(f"{name} must have shape (*batch, in_features), got {value.shape}")
+    if in_features is not None:
+        checks.shape(name, value, "(*batch, in_features)", (*value.shape[:-1], in_features))
+    return value
 
 
 def check_state(name: str, value: Any, batch: tuple[int, ...], features: int) -> jax.Array:

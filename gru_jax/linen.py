@@ -168,6 +168,7 @@ class GRU(nn.Module):
         `GRUCell`.
       method: how to run over time, see `gru_jax.unroll`.
       deterministic: nothing is dropped if True.
+      reverse: whether each layer runs backwards only; its outputs stay beside its inputs.
 
     Raises:
       TypeError, ValueError: on construction, if an attribute is not of its kind.
@@ -201,6 +202,7 @@ class GRU(nn.Module):
     update_bias_init: Initializer | None = None
     method: str = "auto"
     deterministic: bool = False
+    reverse: bool = False
 
     def __post_init__(self) -> None:
         _check_parts(self)
@@ -219,9 +221,9 @@ class GRU(nn.Module):
             time_major=self.time_major,
             dtype=self.dtype,
             method=self.method,
+            reverse=self.reverse,
         )
 
-    @nn.compact
     def __call__(
         self,
         inputs: jax.Array,
@@ -267,7 +269,27 @@ class GRU(nn.Module):
         )
         return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
 
-    @nn.nowrap
+    def step(self, carry: Carry, x_t: jax.Array) -> tuple[Carry, jax.Array]:
+        """One step of every layer, for serving: `layer.apply(variables, carry, x_t, method="step")`.
+
+        A call on a sequence is this, step by step. Nothing is dropped.
+
+        Args:
+          carry: the state before, from `initialize_carry` at first: (*batch, features) with one layer, else a tuple of
+            such.
+          x_t: (*batch, in_features).
+
+        Returns:
+          (carry, output): the new state in the form of the old one, and (*batch, features).
+
+        Raises:
+          TypeError, ValueError: if a shape or dtype does not fit, or the layers run backwards too.
+        """
+        stack = self._stack()
+        x_t = layers.check_step_input("x_t", x_t, None)
+        return stack.step(self._params(stack.widths(x_t.shape[-1])), carry, x_t)
+
+    @nn.compact
     def _params(self, widths: Sequence[int]) -> list[cells.Params]:
         """The parameters of every cell, under the names that Flax would give them."""
 

@@ -250,6 +250,7 @@ class GRU(nnx.Module):
         bias_init: Initializer = initializers.zeros,
         update_bias_init: Initializer | None = None,
         method: str = "auto",
+        reverse: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         """Draws the parameters.
@@ -266,6 +267,7 @@ class GRU(nnx.Module):
           dtype: of the computation; the promotion of inputs and parameters if None. The state stays in float32 where
             it is narrower.
           method: how to run over time, see `gru_jax.unroll`.
+          reverse: whether each layer runs backwards only; its outputs stay beside its inputs.
           reset_after, use_bias, param_dtype, gate_fn, activation_fn, kernel_init, recurrent_kernel_init, bias_init,
             update_bias_init: as in `GRUCell`.
           rngs: source of the parameters, stream "params", and of dropout, stream "dropout".
@@ -291,6 +293,7 @@ class GRU(nnx.Module):
             time_major=time_major,
             dtype=dtype,
             method=method,
+            reverse=reverse,
         )
         if self.stack.is_random:
             nnx_variables.check_rngs(rngs, "dropout")
@@ -359,6 +362,22 @@ class GRU(nnx.Module):
             key=key,
         )
         return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
+
+    def step(self, carry: Carry, x_t: jax.Array) -> tuple[Carry, jax.Array]:
+        """One step of every layer, for serving: a call on a sequence is this, step by step. Nothing is dropped.
+
+        Args:
+          carry: the state before, from `initialize_carry` at first: (*batch, features) with one layer, else a tuple of
+            such.
+          x_t: (*batch, in_features).
+
+        Returns:
+          (carry, output): the new state in the form of the old one, and (*batch, features).
+
+        Raises:
+          TypeError, ValueError: if a shape or dtype does not fit, or the layers run backwards too.
+        """
+        return self.stack.step([cell.params for cell in self.cells], carry, x_t)
 
     def initialize_carry(self, input_shape: Sequence[int], rngs: Any = None) -> Carry:
         """The zero state of every layer and direction; draws nothing.
