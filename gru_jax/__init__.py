@@ -27,6 +27,7 @@ __all__ = [
     "GRU",
     "Params",
     "config",
+    "convert",
     "gates",
     "initializers",
     "linen",
@@ -38,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Flax takes a second to import; users of the functions alone do not wait for it.
-    if name in ("linen", "nnx"):
+    # Flax takes a second to import; users of the functions alone do not wait for it, nor for converters.
+    if name in ("convert", "linen", "nnx"):
         return importlib.import_module(f"gru_jax.{name}")
     raise AttributeError(f"module 'gru_jax' has no attribute {name!r}")

@@ -164,7 +164,7 @@ def cell_names(stack: Stack) -> Iterator[str]:
             yield f"layers.{layer}.{direction}."
 
 
-def _assemble(path: _Path, stack: Stack, tensors: dict[str, np.ndarray]) -> Model:
+def _assemble(path: _Path, stack: Stack, tensors: dict[str, Any]) -> Model:
     """The model of a file's tensors, none of which may be left over."""
     rest = dict(tensors)
     params = []

@@ -1,0 +1,290 @@
+"""A model from the GRU nodes of an ONNX graph."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+
+import numpy as np
+
+from gru_jax.cells import GRU, Params
+from gru_jax.convert import activations, onnx_graph, onnx_weights
+from gru_jax.convert.files import library
+from gru_jax.convert.model import Model
+from gru_jax.layers import Carry, Stack
+
+if TYPE_CHECKING:
+    import onnx
+
+_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+
+
+class Layer(NamedTuple):
+    """A GRU node.
+
+    Attributes:
+      node: the node itself.
+      cell: its equations.
+      direction: "forward", "reverse" or "bidirectional".
+      layout: 0 for X (time, batch, width), 1 for (batch, time, width).
+      params: of each direction.
+      lengths: the name of the tensor of sequence_lens, or "".
+      initial_h: the state before the first step, (directions, batch, features), if that is a constant.
+    """
+
+    node: Any
+    cell: GRU
+    direction: str
+    layout: int
+    params: tuple[Params, ...]
+    lengths: str
+    initial_h: np.ndarray | None
+
+
+@overload
+def from_onnx(
+    source: "onnx.ModelProto | str | os.PathLike[str]",
+    *,
+    nodes: Sequence[str] | None = None,
+    return_carry: Literal[False] = False,
+) -> Model: ...
+
+
+@overload
+def from_onnx(
+    source: "onnx.ModelProto | str | os.PathLike[str]",
+    *,
+    nodes: Sequence[str] | None = None,
+    return_carry: Literal[True],
+) -> tuple[Model, Carry | None]: ...
+
+
+def from_onnx(
+    source: "onnx.ModelProto | str | os.PathLike[str]",
+    *,
+    nodes: Sequence[str] | None = None,
+    return_carry: bool = False,
+) -> Model | tuple[Model, Carry | None]:
+    """The GRU nodes of an ONNX model, one layer each.
+
+    A node's outputs may reach the next node through Squeeze, Transpose, Reshape, Identity and Dropout at inference, as
+    exporters write them. All else around the nodes stays with the caller: what comes before and after, and tensors that
+    are fed or computed as sequence_lens and initial_h, which a model takes as seq_lengths and initial_carry.
+
+    `stack.time_major` is the layout of the first node's X, or of what a Transpose before it makes X from.
+
+    Args:
+      source: a model or the path of its file.
+      nodes: the names of the GRU nodes, or of their first outputs, first layer first; by default all of the main graph.
+      return_carry: whether to return initial states that are constants of the graph too.
+
+    Returns:
+      The model, with NumPy arrays in the dtype of the file; or (model, carry) if return_carry: the state before the
+      first step in the form of `initial_carry`, zero where it is no constant, or None if all of it is zero.
+
+    Raises:
+      TypeError: if source is neither a model nor a path.
+      ValueError: if a file is damaged; if there are no such nodes; if they are not one stack of layers; or if a node
+        has something that a model cannot hold, as a clip, an activation other than Sigmoid and Tanh, or an attribute
+        that is not known: the error names node and attribute.
+      OSError: if the file cannot be read.
+      ImportError: without the library onnx.
+
+    >>> import gru_jax, jax
+    >>> from gru_jax.convert import to_onnx
+    >>> cell = gru_jax.CUDNN
+    >>> model = Model((cell.init(jax.random.key(0), 3, 4),), Stack(cell, 4))
+    >>> again = from_onnx(to_onnx(model))
+    >>> again.stack == model.stack, bool((again.params[0].kernel == model.params[0].kernel).all())
+    (True, True)
+    """
+    graph = onnx_graph.Graph(library("onnx"), source)
+    layers = read_layers(graph, nodes)
+    first = layers[0]
+    carry = _constant_carry(layers)
+    if carry is not None and not return_carry:
+        raise ValueError(
+            f"{onnx_graph.label(first.node)}, or a later layer, has a constant initial_h that is not zero, and a model "
+            "holds none: with return_carry=True it is returned beside the model"
+        )
+    before = graph.producer(first.node.input[0])
+    is_swapped = before is not None and before.op_type == "Transpose"
+    if is_swapped:
+        is_swapped = list(graph.attributes(before).get("perm", [])) == [1, 0, 2]
+    stack = Stack(
+        first.cell,
+        first.params[0].features,
+        num_layers=len(layers),
+        bidirectional=first.direction == "bidirectional",
+        time_major=(first.layout == 0) != is_swapped,
+        reverse=first.direction == "reverse",
+    )
+    model = Model(tuple(params for layer in layers for params in layer.params), stack)
+    return (model, carry) if return_carry else model
+
+
+def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[Layer]:
+    """The GRU nodes of the names, or all of them, if they are one stack of layers."""
+    nodes = {node.name or node.output[0]: node for node in graph.nodes if _is_gru(node)}
+    if not nodes:
+        kinds = sorted({node.op_type for node in graph.nodes})
+        raise ValueError(f"source must have a GRU node in its main graph, got nodes of the kinds {kinds}")
+    if names is not None:
+        by_output = {node.output[0]: node for node in nodes.values()} | nodes
+        unknown = [name for name in names if name not in by_output]
+        if unknown or not names:
+            raise ValueError(f"nodes must be names of GRU nodes, some of {list(nodes)}, got {list(names)}")
+        chosen = [by_output[name] for name in names]
+    else:
+        chosen = [node for node in graph.nodes if _is_gru(node)]
+    layers = [_read(graph, node) for node in chosen]
+    for below, above in itertools.pairwise(layers):
+        _check_link(graph, below, above, list(nodes))
+    return layers
+
+
+def _is_gru(node: Any) -> bool:
+    return node.op_type == "GRU" and node.domain in ("", "ai.onnx")
+
+
+def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
+    """One node; everything of it is looked at, or refused."""
+    name = onnx_graph.label(node)
+    given = {key: _text(value) for key, value in graph.attributes(node).items()}
+    refused = {key: given.pop(key) for key in ("clip", "activation_alpha", "activation_beta") if key in given}
+    for key, value in refused.items():
+        if key == "clip" or value:
+            raise ValueError(f"{name} has {key}={value}, which a model cannot hold: expected no such attribute")
+    direction, layout = given.pop("direction", "forward"), given.pop("layout", 0)
+    reset_after = given.pop("linear_before_reset", 0) != 0
+    hidden_size, functions = given.pop("hidden_size", None), given.pop("activations", None)
+    if given:
+        raise ValueError(f"{name} has attributes that are not known: {given}")
+    if direction not in _DIRECTIONS:
+        raise ValueError(f"{name} must have direction in {list(_DIRECTIONS)}, got {direction!r}")
+    if layout not in (0, 1):
+        raise ValueError(f"{name} must have layout 0 or 1, got {layout!r}")
+    cell = GRU(reset_after, *_activations(name, functions, _DIRECTIONS[direction]))
+    inputs = dict(zip(("X", "W", "R", "B", "sequence_lens", "initial_h"), node.input, strict=False))
+    params = _weights(graph, name, inputs, reset_after, _DIRECTIONS[direction], hidden_size)
+    lengths, initial_h = inputs.get("sequence_lens", ""), graph.constant(inputs.get("initial_h", ""))
+    if lengths and graph.constant(lengths) is not None:
+        raise ValueError(
+            f"{name} has constant sequence_lens, {graph.constant(lengths)}, and a model holds none: expected a tensor "
+            "that is fed or computed"
+        )
+    if initial_h is not None:
+        initial_h = np.swapaxes(initial_h, 0, 1) if layout == 1 and initial_h.ndim == 3 else initial_h
+        expected = (len(params), *initial_h.shape[1:2], params[0].features)
+        if initial_h.shape != expected:
+            raise ValueError(
+                f"{name} must have initial_h of {expected[0]} directions and {expected[-1]} features, "
+                f"got shape {initial_h.shape}"
+            )
+    return Layer(node, cell, direction, layout, params, lengths, initial_h)
+
+
+def _text(value: Any) -> Any:
+    """Strings for the bytes that ONNX has."""
+    if isinstance(value, list):
+        return [_text(item) for item in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _activations(name: str, functions: list[str] | None, directions: int) -> list[Any]:
+    """σ and φ, which must be those of both directions."""
+    pairs = ["Sigmoid", "Tanh"] * directions if functions is None else functions
+    if len(pairs) != 2 * directions or pairs[:2] * directions != pairs:
+        raise ValueError(
+            f"{name} must have activations that are {2 * directions} names, the same two for each direction, "
+            f"got {functions}"
+        )
+    return [activations.by_name(f"activations of {name}", function) for function in pairs[:2]]
+
+
+def _weights(
+    graph: onnx_graph.Graph,
+    name: str,
+    inputs: dict[str, str],
+    reset_after: bool,
+    directions: int,
+    hidden_size: int | None,
+) -> tuple[Params, ...]:
+    """Checks W, R and B of a node, and puts them into our order, direction by direction."""
+    arrays = {}
+    for kind in ("W", "R", "B"):
+        if not inputs.get(kind):
+            continue
+        value = graph.constant(inputs[kind])
+        if value is None:
+            raise ValueError(f"{name} must have {kind} as a constant of the graph, got {inputs[kind]!r}, which is not")
+        arrays[kind] = value
+    features = arrays["R"].shape[-1]
+    if hidden_size not in (None, features):
+        raise ValueError(f"{name} must have hidden_size as R has it, {features}, got {hidden_size}")
+    width = arrays["W"].shape[-1]
+    shapes = {
+        "W": ("(directions, 3·features, in_features)", (directions, 3 * features, width)),
+        "R": ("(directions, 3·features, features)", (directions, 3 * features, features)),
+        "B": ("(directions, 6·features)", (directions, 6 * features)),
+    }
+    for kind, value in arrays.items():
+        symbols, expected = shapes[kind]
+        if value.shape != expected:
+            raise ValueError(f"{name} must have {kind} of shape {symbols} = {expected}, got {value.shape}")
+    return tuple(
+        onnx_weights.unpacked({kind: value[d] for kind, value in arrays.items()}, reset_after)
+        for d in range(directions)
+    )
+
+
+def _check_link(graph: onnx_graph.Graph, below: Layer, above: Layer, names: list[str]) -> None:
+    """Refuses two nodes that are not layers of one stack."""
+    lower, upper = onnx_graph.label(below.node), onnx_graph.label(above.node)
+    sizes = {onnx_graph.DIRECTION: len(below.params), onnx_graph.FEATURE: below.params[0].features}
+    outer = (onnx_graph.TIME, onnx_graph.BATCH)
+    axes: tuple[str, ...] = (outer[0], onnx_graph.DIRECTION, outer[1], onnx_graph.FEATURE)
+    if below.layout == 1:
+        axes = (*outer[::-1], onnx_graph.DIRECTION, onnx_graph.FEATURE)
+    path = graph.path([below.node.output[0]], above.node.input[0])
+    if path is None:
+        raise ValueError(
+            f"{upper} must take its X from {lower}, through nodes that change no number: nodes=... chooses layers of "
+            f"one stack, first layer first, among {names}"
+        )
+    for node in path:
+        moved = graph.moved(node, axes, sizes)
+        if moved is None:
+            raise ValueError(f"{upper} must take its X from {lower}, got a {node.op_type} between them that mixes axes")
+        axes = moved
+    merged = onnx_graph.FEATURE if len(axes) == 3 and sizes[onnx_graph.DIRECTION] == 1 else onnx_graph.SIDE_BY_SIDE
+    expected = (*(outer if above.layout == 0 else outer[::-1]), merged)
+    if axes != expected:
+        raise ValueError(f"{upper} must take its X {expected} from {lower}, got {axes}")
+    given = {
+        "linear_before_reset and activations": (below.cell, above.cell),
+        "direction": (below.direction, above.direction),
+        "hidden_size": (below.params[0].features, above.params[0].features),
+        "sequence_lens": (below.lengths, above.lengths),
+        "a W for X of width": (
+            sizes[onnx_graph.DIRECTION] * sizes[onnx_graph.FEATURE],
+            above.params[0].in_features,
+        ),
+    }
+    for what, (expected_value, value) in given.items():
+        if value != expected_value:
+            raise ValueError(f"{upper} must have {what} as {lower} below it, {expected_value!r}, got {value!r}")
+
+
+def _constant_carry(layers: Sequence[Layer]) -> Carry | None:
+    """The constant initial states of all layers and directions, or None if none differs from zero."""
+    if not any(layer.initial_h is not None and layer.initial_h.any() for layer in layers):
+        return None
+    given = [layer.initial_h for layer in layers if layer.initial_h is not None]
+    if len(batches := {value.shape[1] for value in given}) != 1:
+        raise ValueError(f"constant initial_h must have the same batch size in every node, got {sorted(batches)}")
+    states: list[Any] = []
+    for layer in layers:
+        zero = np.zeros((len(layer.params), *given[0].shape[1:]), given[0].dtype)
+        states.extend(zero if layer.initial_h is None else layer.initial_h)
+    return states[0] if len(states) == 1 else tuple(states)

@@ -1,0 +1,185 @@
+"""A model as an ONNX graph of native GRU nodes."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gru_jax.cells import Params
+from gru_jax.convert import activations, onnx_weights
+from gru_jax.convert.files import library
+from gru_jax.convert.model import Model, check_model
+from gru_jax.layers import Stack
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def to_onnx(model: Model, *, seq_lengths: bool = False, initial_carry: bool = False) -> "onnx.ModelProto":
+    """A model as ONNX: one GRU node a layer, with symbolic sizes batch and time.
+
+    The graph has
+
+    - `inputs`, (batch, time, in_features), or (time, batch, in_features) if `model.stack.time_major`,
+    - `seq_lengths`, (batch,) int32, if asked for,
+    - `initial_carry`, (layers·directions, batch, features), if asked for; otherwise zero,
+    - `outputs`, (batch, time, directions·features) or with time first,
+    - `carry`, like initial_carry: the last state of each layer and direction, in the flat order of `Stack`,
+
+    all in the dtype of the computation, `model.stack.dtype` or that of the parameters. Nothing is dropped: the rates of
+    dropout are for training, and are not in the graph. ONNX' specification allows float16, float32, float64, and
+    bfloat16 from operator set 22; ONNX Runtime 1.32 computes float16 and float32 only, and needs at least one step and
+    one sequence.
+
+    Args:
+      model: whose activations are `jax.nn.sigmoid` or `jax.numpy.tanh`.
+      seq_lengths: whether the graph takes the lengths of the sequences.
+      initial_carry: whether the graph takes the state before the first step.
+
+    Returns:
+      A model that `onnx.checker` has passed, of operator set 14 (22 for bfloat16), which old runtimes read too.
+
+    Raises:
+      TypeError, ValueError: if the parameters do not fit the stack, or an activation or dtype is none of ONNX.
+      ImportError: without the library onnx.
+
+    >>> import gru_jax, jax
+    >>> from gru_jax.layers import Stack
+    >>> cell = gru_jax.CUDNN
+    >>> proto = to_onnx(Model((cell.init(jax.random.key(0), 3, 4),), Stack(cell, 4)))
+    >>> [node.op_type for node in proto.graph.node]
+    ['Transpose', 'GRU', 'Squeeze', 'Transpose', 'Concat']
+    """
+    import gru_jax
+
+    tools = library("onnx")
+    graph = _Graph(tools, check_model(model))
+    _declare(graph, model, seq_lengths, initial_carry)
+    _write(graph, model, seq_lengths, initial_carry)
+    opset = tools.helper.make_opsetid("", 22 if graph.dtype == jnp.bfloat16 else 14)
+    proto = tools.helper.make_model(
+        tools.helper.make_graph(graph.nodes, "gru", graph.inputs, graph.outputs, graph.constants),
+        opset_imports=[opset],
+        ir_version=tools.helper.find_min_ir_version_for([opset]),
+        producer_name="gru_jax",
+        producer_version=gru_jax.__version__,
+    )
+    tools.checker.check_model(proto, full_check=True)
+    return proto
+
+
+class _Graph:
+    """The parts of a graph as they are made."""
+
+    def __init__(self, onnx: Any, model: Model) -> None:
+        self._onnx = onnx
+        self.dtype = _dtype(model)
+        self.nodes: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.constants: list[Any] = []
+
+    def node(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        self.nodes.append(self._onnx.helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
+
+    def constant(self, name: str, value: Any, dtype: Any = None) -> str:
+        # Not ascontiguousarray, which makes a scalar an array of one.
+        self.constants.append(self._onnx.numpy_helper.from_array(np.array(value, dtype, order="C"), name))
+        return name
+
+    def value(self, name: str, shape: list[int | str], dtype: Any = None) -> Any:
+        """The declaration of an input or output, in the dtype of the computation if None."""
+        kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype if dtype is None else dtype))
+        return self._onnx.helper.make_tensor_value_info(name, kind, shape)
+
+
+def _declare(graph: _Graph, model: Model, seq_lengths: bool, initial_carry: bool) -> None:
+    """Inputs and outputs of the graph."""
+    stack = model.stack
+    outer: list[int | str] = ["time", "batch"] if stack.time_major else ["batch", "time"]
+    carry_shape: list[int | str] = [stack.num_layers * stack.directions, "batch", stack.features]
+    graph.inputs.append(graph.value("inputs", [*outer, model.params[0].in_features]))
+    if seq_lengths:
+        graph.inputs.append(graph.value("seq_lengths", ["batch"], np.int32))
+    if initial_carry:
+        graph.inputs.append(graph.value("initial_carry", carry_shape))
+    graph.outputs.append(graph.value("outputs", [*outer, stack.directions * stack.features]))
+    graph.outputs.append(graph.value("carry", carry_shape))
+
+
+def _write(graph: _Graph, model: Model, seq_lengths: bool, initial_carry: bool) -> None:
+    """The nodes from inputs to outputs."""
+    stack = model.stack
+    names = [f"layers.{layer}" for layer in range(stack.num_layers)]
+    xs, hs = ("inputs", "outputs") if stack.time_major else ("inputs_time_first", "outputs_time_first")
+    h_0s = [f"{name}.initial_h" if initial_carry else "" for name in names]
+    if not stack.time_major:
+        graph.node("Transpose", ["inputs"], [xs], perm=[1, 0, 2])
+    if initial_carry:
+        parts = graph.constant("directions", [stack.directions] * stack.num_layers, np.int64)
+        graph.node("Split", ["initial_carry", parts], h_0s, axis=0)
+    lengths = "seq_lengths" if seq_lengths else ""
+    for layer, (name, h_0) in enumerate(zip(names, h_0s, strict=True)):
+        outputs = hs if name == names[-1] else f"{name}.outputs"
+        cells = model.params[layer * stack.directions : (layer + 1) * stack.directions]
+        _write_layer(graph, stack, cells, name, [xs, lengths, h_0], outputs)
+        xs = outputs
+    if not stack.time_major:
+        graph.node("Transpose", [hs], ["outputs"], perm=[1, 0, 2])
+    h_Ts = [f"{name}.Y_h" for name in names]
+    if not (seq_lengths and initial_carry):
+        graph.node("Concat", h_Ts, ["carry"], axis=0)
+        return
+    # What the last state of an empty sequence is, ONNX leaves open; ONNX Runtime makes it zero.
+    graph.node("Concat", h_Ts, ["last_states"], axis=0)
+    graph.node("Equal", ["seq_lengths", graph.constant("zero", 0, np.int32)], ["is_empty"])
+    graph.node("Unsqueeze", ["is_empty", graph.constant("outer_axes", [0, 2], np.int64)], ["is_empty_everywhere"])
+    graph.node("Where", ["is_empty_everywhere", "initial_carry", "last_states"], ["carry"])
+
+
+def _write_layer(
+    graph: _Graph, stack: Stack, cells: Sequence[Params], name: str, inputs: list[str], outputs: str
+) -> None:
+    """A GRU node.
+
+    Args:
+      graph: that gets it.
+      stack: what the layer belongs to.
+      cells: the parameters of its directions.
+      name: of the layer.
+      inputs: the names of xs (time, batch, width), and of lengths and initial states, which may be empty.
+      outputs: the name of (time, batch, directions·features).
+    """
+    xs, lengths, h_0 = inputs
+    use_bias = any(cell.bias is not None or cell.recurrent_bias is not None for cell in cells)
+    packed = [onnx_weights.packed(cell, graph.dtype, use_bias) for cell in cells]
+    W, R, *B = (graph.constant(f"{name}.{kind}", np.stack([one[kind] for one in packed])) for kind in packed[0])
+    functions = {"gate": stack.cell.gate, "candidate": stack.cell.candidate}
+    names = [activations.name_of(argument, function).capitalize() for argument, function in functions.items()]
+    graph.node(
+        "GRU",
+        [xs, W, R, B[0] if B else "", lengths, h_0],
+        [f"{name}.Y", f"{name}.Y_h"],
+        hidden_size=stack.features,
+        linear_before_reset=int(stack.cell.reset_after),
+        direction="bidirectional" if stack.bidirectional else "reverse" if stack.reverse else "forward",
+        activations=names * stack.directions,
+    )
+    if stack.bidirectional:
+        graph.node("Transpose", [f"{name}.Y"], [f"{name}.Y_side_by_side"], perm=[0, 2, 1, 3])
+        shape = graph.constant(f"{name}.outputs_shape", [0, 0, -1], np.int64)
+        graph.node("Reshape", [f"{name}.Y_side_by_side", shape], [outputs])
+    else:
+        graph.node("Squeeze", [f"{name}.Y", graph.constant(f"{name}.direction_axis", [1], np.int64)], [outputs])
+
+
+def _dtype(model: Model) -> Any:
+    """The dtype of the computation, which ONNX' GRU must know."""
+    dtypes = {np.dtype(leaf.dtype) for params in model.params for leaf in params if leaf is not None}
+    dtype = model.stack.dtype
+    if dtype is None:
+        dtype = dtypes.pop() if len(dtypes) == 1 else jnp.result_type(*dtypes)
+    if jnp.dtype(dtype).name not in ("float16", "bfloat16", "float32", "float64"):
+        raise TypeError(f"model must compute in a dtype of ONNX' GRU, a float of 16, 32 or 64 bits, got {dtype}")
+    return jnp.dtype(dtype)
