@@ -83,7 +83,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
     data = path.read_bytes()
     for size in [*range(0, len(data) - 1, 7), len(data) - 1]:
         path.write_bytes(data[:size])
-        with pytest.raises(ValueError, match="gru.safetensors is damaged or not a safetensors file"):
+        with pytest.raises(ValueError, match=r"gru.safetensors is damaged or not a safetensors file"):
             convert.load(path)
 
 

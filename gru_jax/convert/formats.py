@@ -1,0 +1,153 @@
+"""The file formats of the command line: how each is read, written and listed."""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gru_jax.convert import files, onnx_graph, onnx_reader, onnx_writer, torch
+from gru_jax.convert.model import Model
+
+
+class Options(NamedTuple):
+    """What a format may need to know.
+
+    Attributes:
+      prefix: of the GRU's names in a torch file.
+      nodes: the names of the GRU nodes in an ONNX file; all of them if None.
+      seq_lengths: whether an ONNX graph that is written takes lengths.
+      initial_carry: whether an ONNX graph that is written takes initial states.
+    """
+
+    prefix: str = ""
+    nodes: list[str] | None = None
+    seq_lengths: bool = False
+    initial_carry: bool = False
+
+
+class Contents(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      cells: for each layer and direction, in the flat order, its tensors as text.
+      others: what in the file belongs to no GRU, as text; "" if nothing.
+    """
+
+    cells: list[list[str]]
+    others: str
+
+
+class Format(NamedTuple):
+    """A file format.
+
+    Attributes:
+      suffix: of its files.
+      read: makes a model.
+      write: makes the file of a model.
+      contents: lists a file that `read` has read.
+    """
+
+    suffix: str
+    read: Callable[[Path, Options], Model]
+    write: Callable[[Path, Model, Options], None]
+    contents: Callable[[Path, Options], Contents]
+
+
+def guess(path: Path, exists: bool) -> str:
+    """The name of a file's format, by its suffix and, if it exists, its metadata.
+
+    Raises:
+      ValueError: if neither tells.
+
+    >>> guess(Path("gru.onnx"), exists=False)
+    'onnx'
+    """
+    if path.suffix == ".onnx":
+        return "onnx"
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"the format of {path} must be given, as its name does not tell; .safetensors and .onnx do"
+        )
+    if not exists:
+        return "gru_jax"
+    with files.opened(path) as file:
+        return "gru_jax" if (file.metadata() or {}).get("format") == "gru_jax" else "torch"
+
+
+def _write_torch(path: Path, model: Model, options: Options) -> None:
+    state = {name: np.ascontiguousarray(value) for name, value in torch.to_torch(model, prefix=options.prefix).items()}
+    files.write(path, files.library("safetensors.numpy").save(state, {"format": "pt"}))
+
+
+def _write_onnx(path: Path, model: Model, options: Options) -> None:
+    proto = onnx_writer.to_onnx(model, seq_lengths=options.seq_lengths, initial_carry=options.initial_carry)
+    files.write(path, proto.SerializeToString())
+
+
+def _list_safetensors(cell_of: Callable[[str], Any], path: Path, options: Options) -> Contents:
+    """Contents by a function that says to which cell a name belongs: something that sorts, or None for another's."""
+    cells: dict[Any, list[str]] = {}
+    others = 0
+    with files.opened(path) as file:
+        for name in file.keys():  # noqa: SIM118, not a dict
+            cell = cell_of(name.removeprefix(options.prefix)) if name.startswith(options.prefix) else None
+            if cell is None:
+                others += 1
+            else:
+                shape = tuple(file.get_slice(name).get_shape())
+                cells.setdefault(cell, []).append(f"{name} {shape}")
+    return Contents([sorted(cells[cell]) for cell in sorted(cells)], f"{others} other tensors" if others else "")
+
+
+def _torch_cell(name: str) -> tuple[int, bool]:
+    """Layer and direction of a parameter of torch.nn.GRU, or of GRUCell, which has no layers.
+
+    >>> _torch_cell("weight_ih_l1_reverse"), _torch_cell("bias_hh")
+    ((1, True), (0, False))
+    """
+    match = re.search(r"_l(\d+)(_reverse)?$", name)
+    return (int(match[1]), match[2] is not None) if match else (0, False)
+
+
+def _own_cell(name: str) -> tuple[int, bool]:
+    """Layer and direction of a tensor in a file of `save`."""
+    _, layer, direction, _ = name.split(".")
+    return int(layer), direction == "backward"
+
+
+def _list_onnx(path: Path, options: Options) -> Contents:
+    graph = onnx_graph.Graph(files.library("onnx"), path)
+    layers = onnx_reader.read_layers(graph, options.nodes)
+    cells = []
+    for layer in layers:
+        named = [(kind, name) for kind, name in zip("WRB", layer.node.input[1:4], strict=False) if name]
+        for direction in range(len(layer.params)):
+            arrays = [(f"{kind}[{direction}] {name!r}", graph.constant(name)) for kind, name in named]
+            cells.append([f"{text} {array.shape[1:]}" for text, array in arrays if array is not None])
+    kinds = {node.op_type for node in graph.nodes} - {"Constant", "GRU"}
+    return Contents(cells, f"nodes {', '.join(sorted(kinds))}" if kinds else "")
+
+
+FORMATS = {
+    "gru_jax": Format(
+        ".safetensors",
+        lambda path, options: files.load(path),
+        lambda path, model, options: files.save(path, model),
+        lambda path, options: _list_safetensors(_own_cell, path, Options()),
+    ),
+    "torch": Format(
+        ".safetensors",
+        lambda path, options: files.load_torch_safetensors(path, options.prefix),
+        _write_torch,
+        functools.partial(_list_safetensors, _torch_cell),
+    ),
+    "onnx": Format(
+        ".onnx",
+        lambda path, options: onnx_reader.from_onnx(path, nodes=options.nodes),
+        _write_onnx,
+        _list_onnx,
+    ),
+}

@@ -1,0 +1,357 @@
+"""ONNX: graphs that onnxruntime computes as we do, what comes back from them, and what is refused."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gru_jax
+from gru_jax import convert
+from tests.cases import CELLS
+from tests.models import DTYPES, assert_identical, inputs, model
+
+hypothesis = pytest.importorskip("hypothesis")
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+st = hypothesis.strategies
+TOLERANCE = dict(atol=2e-6, rtol=2e-5)
+WAYS = {"forward": {}, "reverse": {"reverse": True}, "bidirectional": {"bidirectional": True}}
+
+
+def run(proto, feed):
+    """(outputs, carry) of onnxruntime."""
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(["outputs", "carry"], feed)
+
+
+def ours(one, xs, **given):
+    carry, outputs = one(xs, **given)
+    return outputs, jnp.stack(jax.tree.leaves(carry))
+
+
+def assert_close(theirs, expected, **tolerance):
+    for one, other in zip(theirs, expected, strict=True):
+        np.testing.assert_allclose(one, other, **(tolerance or TOLERANCE))
+
+
+@st.composite
+def stacks(draw):
+    return model(
+        CELLS[draw(st.sampled_from(sorted(CELLS)))],
+        draw(st.integers(1, 5)),
+        draw(st.integers(1, 5)),
+        num_layers=draw(st.integers(1, 3)),
+        use_bias=draw(st.booleans()),
+        time_major=draw(st.booleans()),
+        seed=draw(st.integers(0, 99)),
+        **WAYS[draw(st.sampled_from(sorted(WAYS)))],
+    )
+
+
+@hypothesis.given(stacks(), st.booleans(), st.booleans(), st.integers(1, 4), st.integers(1, 5))
+@hypothesis.settings(deadline=None, max_examples=25)
+def test_onnxruntime_computes_what_we_do(one, lengths, carry, batch, time):
+    stack = one.stack
+    proto = convert.to_onnx(one, seq_lengths=lengths, initial_carry=carry)
+    feed = {"inputs": inputs(one.params[0].in_features, batch=batch, time=time, time_major=stack.time_major)}
+    given = {}
+    if lengths:
+        feed["seq_lengths"] = np.arange(batch, dtype=np.int32) % (time + 1)  # the first is empty
+        given["seq_lengths"] = feed["seq_lengths"]
+    if carry:
+        feed["initial_carry"] = inputs(stack.features, batch=len(one.params), time=batch, seed=2)
+        states = tuple(feed["initial_carry"])
+        given["initial_carry"] = states if len(states) > 1 else states[0]
+    assert_close(run(proto, feed), ours(one, feed["inputs"], **given))
+    assert_identical(convert.from_onnx(proto), one)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_weights_come_back_bit_by_bit(dtype, cell):
+    one = model(CELLS[cell], num_layers=2, bidirectional=True, dtype=dtype)
+    proto = convert.to_onnx(one)
+    assert proto.opset_import[0].version == (22 if dtype == "bfloat16" else 14)
+    assert_identical(convert.from_onnx(proto), one)
+
+
+def test_half_precision_runs():
+    one = model(dtype="float16")
+    xs = inputs(dtype="float16")
+    assert_close(run(convert.to_onnx(one), {"inputs": xs}), ours(one, xs), atol=5e-3)
+
+
+def test_the_dtype_of_the_computation_is_that_of_the_graph():
+    one = model(dtype="float64")
+    single = dataclasses.replace(one, stack=dataclasses.replace(one.stack, dtype=jnp.float32))
+    xs = inputs()
+    assert_close(run(convert.to_onnx(single), {"inputs": xs}), ours(single, xs))
+    with pytest.raises(TypeError, match="must compute in a dtype of ONNX' GRU"):
+        convert.to_onnx(dataclasses.replace(one, stack=dataclasses.replace(one.stack, dtype=jnp.float8_e4m3fn)))
+
+
+def test_files_and_bytes_that_are_none(tmp_path):
+    one, path = model(num_layers=2), tmp_path / "gru.onnx"
+    onnx.save(convert.to_onnx(one), path)
+    assert_identical(convert.from_onnx(path), one)
+    assert_identical(convert.from_onnx(str(path)), one)
+    onnx.save(convert.to_onnx(one), path, save_as_external_data=True, size_threshold=0, location="weights")
+    assert_identical(convert.from_onnx(path), one)
+    data = convert.to_onnx(one).SerializeToString()
+    for size in range(0, len(data), 11):
+        path.write_bytes(data[:size])
+        with pytest.raises(ValueError, match=r"gru.onnx is damaged|constant '.*' of the graph is damaged|must have"):
+            convert.from_onnx(path)
+    with pytest.raises(TypeError, match=r"source must be an onnx.ModelProto or a path, got bytes"):
+        convert.from_onnx(data)
+
+
+# --- Graphs that others write -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (1, True), (3, False), (2, True)])
+def test_what_pytorch_exports(tmp_path, layers, bidirectional, batch_first):
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = torch.nn.GRU(3, 4, layers, bidirectional=bidirectional, batch_first=batch_first)
+
+        def forward(self, xs):
+            outputs, carry = self.rnn(xs)
+            return outputs * 2, carry
+
+    net = Net().eval()
+    xs = inputs(time_major=not batch_first)
+    options = dict(input_names=["xs"], dynamic_axes={"xs": {0: "a", 1: "b"}}, dynamo=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (torch.tensor(xs.copy()),), tmp_path / "net.onnx", **options)
+    one = convert.from_onnx(tmp_path / "net.onnx")
+    assert one.stack.time_major is not batch_first
+    with torch.no_grad():
+        outputs, carry = net(torch.tensor(xs.copy()))
+    assert_close(ours(one, xs), (outputs.numpy() / 2, carry.numpy()))
+
+
+def node(seed=0, *, layout=0, direction="forward", features=4, width=3, name="gru", inputs=None, **attributes):
+    """A GRU node with random W, R, B, and these."""
+    directions = 2 if direction == "bidirectional" else 1
+    rng = np.random.default_rng(seed)
+    arrays = {
+        f"{name}.{kind}": rng.normal(scale=0.5, size=(directions, *shape)).astype(np.float32)
+        for kind, shape in {"W": (3 * features, width), "R": (3 * features, features), "B": (6 * features,)}.items()
+    }
+    inputs = inputs or ["X", *arrays]
+    if layout:
+        attributes["layout"] = layout
+    attributes = {"hidden_size": features, **attributes}
+    made = onnx.helper.make_node("GRU", inputs, [f"{name}.Y", f"{name}.Y_h"], name, direction=direction, **attributes)
+    return made, arrays
+
+
+def graph(nodes, constants, *, inputs=("X",), outputs=("gru.Y", "gru.Y_h"), opset=14):
+    """A model; shapes of inputs and outputs are left to the runtime."""
+    kind = onnx.TensorProto.FLOAT
+    made = onnx.helper.make_graph(
+        nodes,
+        "graph",
+        [onnx.helper.make_tensor_value_info(name, kind, None) for name in inputs],
+        [onnx.helper.make_tensor_value_info(name, kind, None) for name in outputs],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+
+
+def reference(proto, **feed):
+    """Y and Y_h of onnxruntime."""
+    return onnxruntime.InferenceSession(proto.SerializeToString()).run(None, feed)
+
+
+@pytest.mark.parametrize("direction", WAYS)
+@pytest.mark.parametrize("linear_before_reset", [0, 1])
+def test_a_node_with_two_biases(direction, linear_before_reset):
+    """Both halves of B are random, which our own graphs do not have."""
+    made, constants = node(direction=direction, linear_before_reset=linear_before_reset)
+    proto = graph([made], constants)
+    one = convert.from_onnx(proto)
+    xs = inputs(time_major=True)
+    Y, Y_h = reference(proto, X=xs)
+    outputs, carry = ours(one, xs)
+    assert_close((np.concatenate(list(Y.swapaxes(0, 1)), -1), Y_h), (outputs, carry))
+    assert one.stack.time_major
+    assert one.stack.cell.reset_after is bool(linear_before_reset)
+
+
+def test_layout_1():
+    """onnxruntime has no layout 1; onnx' evaluator has it for forward nodes."""
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+    made, constants = node(layout=1, linear_before_reset=1)
+    proto = graph([made], constants)
+    one = convert.from_onnx(proto)
+    assert not one.stack.time_major
+    Y, Y_h = evaluator(proto).run(None, {"X": inputs()})
+    outputs, carry = ours(one, inputs())
+    assert_close((Y.reshape(outputs.shape), Y_h.reshape(carry.shape)), (outputs, carry))
+
+
+def test_layouts_may_change_between_layers():
+    lower, constants = node(direction="bidirectional", name="lower")
+    upper, more = node(
+        direction="bidirectional", name="gru", width=8, layout=1, inputs=["xs", "gru.W", "gru.R", "gru.B"]
+    )
+    between = [
+        onnx.helper.make_node("Transpose", ["lower.Y"], ["swapped"], perm=[2, 0, 1, 3]),
+        onnx.helper.make_node("Identity", ["swapped"], ["same"]),
+        onnx.helper.make_node("Dropout", ["same"], ["kept"]),
+        onnx.helper.make_node("Reshape", ["kept", "shape"], ["xs"]),
+    ]
+    constants |= more | {"shape": np.array([0, 0, 8])}
+    one = convert.from_onnx(graph([lower, *between, upper], constants))
+    assert one.stack.num_layers == 2
+    assert one.stack.time_major
+    both = [convert.from_onnx(graph([lower, *between, upper], constants), nodes=[name]) for name in ("lower", "gru.Y")]
+    assert not both[1].stack.time_major
+    xs = inputs(time_major=True)
+    expected = both[1](both[0](xs)[1].swapaxes(0, 1))[1].swapaxes(0, 1)
+    np.testing.assert_allclose(one(xs)[1], expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+def test_a_constant_initial_state_is_returned_on_demand(layout):
+    h_0 = inputs(4, batch=1, time=4, seed=3)
+    names = ["X", "gru.W", "gru.R", "gru.B", "", "h_0"]
+    made, constants = node(layout=layout, inputs=names)
+    constant = {"h_0": h_0.swapaxes(0, 1) if layout else h_0}
+    proto = graph([made], constants | constant)
+    with pytest.raises(ValueError, match=r"node 'gru'.* has a constant initial_h that is not zero.* return_carry=True"):
+        convert.from_onnx(proto)
+    one, carry = convert.from_onnx(proto, return_carry=True)
+    np.testing.assert_array_equal(carry, h_0[0])
+    if layout == 0:
+        xs = inputs(time_major=True)
+        assert_close(reference(proto, X=xs)[1], ours(one, xs, initial_carry=carry)[1])
+    zero = graph([made], constants | {"h_0": constant["h_0"] * 0})
+    assert_identical(convert.from_onnx(zero), one)
+    assert convert.from_onnx(zero, return_carry=True)[1] is None
+    fed = graph([made], constants, inputs=("X", "h_0"))
+    assert_identical(convert.from_onnx(fed), one)
+
+
+def test_initial_states_of_several_layers():
+    lower, constants = node(name="lower", inputs=["X", "lower.W", "lower.R", "lower.B", "", "h_0"])
+    upper, more = node(width=4, inputs=["xs", "gru.W", "gru.R", "gru.B"])
+    squeeze = onnx.helper.make_node("Squeeze", ["lower.Y", "axis"], ["xs"])
+    constants |= more | {"axis": np.array([1]), "h_0": np.ones((1, 2, 4), np.float32)}
+    _, carry = convert.from_onnx(graph([lower, squeeze, upper], constants), return_carry=True)
+    np.testing.assert_array_equal(carry, [np.ones((2, 4)), np.zeros((2, 4))])
+
+
+REFUSED = {
+    "clip": (dict(clip=1.0), "node 'gru' has clip=1.0"),
+    "alpha": (dict(activation_alpha=[0.5]), r"node 'gru' has activation_alpha=\[0.5\]"),
+    "beta": (dict(activation_beta=[0.5]), r"node 'gru' has activation_beta=\[0.5\]"),
+    "unknown": (dict(output_sequence=1), "node 'gru' has attributes that are not known: {'output_sequence': 1}"),
+    "foreign": (dict(activations=["Sigmoid", "Relu"]), "activations of node 'gru' must be one of .*, got 'Relu'"),
+    "few": (dict(activations=["Sigmoid"]), r"node 'gru' must have activations that are 2 names.* got \['Sigmoid'\]"),
+    "unlike": (
+        dict(direction="bidirectional", activations=["Sigmoid", "Tanh", "Sigmoid", "Sigmoid"]),
+        "node 'gru' must have activations that are 4 names, the same two for each direction",
+    ),
+    "direction": (dict(direction="sideways"), "node 'gru' must have direction in .*, got 'sideways'"),
+    "layout": (dict(layout=2), "node 'gru' must have layout 0 or 1, got 2"),
+    "size": (dict(hidden_size=5), "node 'gru' must have hidden_size as R has it, 4, got 5"),
+    "W": (dict(inputs=["X", "V", "gru.R"]), "node 'gru' must have W as a constant of the graph, got 'V'"),
+    "shape": (
+        dict(inputs=["X", "gru.R", "gru.W"], hidden_size=3),
+        r"node 'gru' must have W of shape \(directions, 3·features, in_features\) = \(1, 9, 4\), got \(1, 12, 4\)",
+    ),
+    "B": (
+        dict(inputs=["X", "gru.W", "gru.R", "gru.R"]),
+        r"node 'gru' must have B of shape \(directions, 6·features\) = \(1, 24\), got \(1, 12, 4\)",
+    ),
+    "lengths": (
+        dict(inputs=["X", "gru.W", "gru.R", "gru.B", "lengths"]),
+        r"node 'gru' has constant sequence_lens, \[1 2\], and a model holds none",
+    ),
+    "initial_h": (
+        dict(inputs=["X", "gru.W", "gru.R", "gru.B", "", "gru.W"]),
+        r"node 'gru' must have initial_h of 1 directions and 4 features, got shape \(1, 12, 3\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_model_cannot_hold_is_refused(case):
+    attributes, message = REFUSED[case]
+    made, constants = node(**attributes)
+    with pytest.raises(ValueError, match=message):
+        convert.from_onnx(graph([made], constants | {"lengths": np.array([1, 2], np.int32)}))
+
+
+SQUEEZE = ("Squeeze", ["lower.Y", "one"], {})
+LINKS = {
+    "another direction": ([SQUEEZE], dict(direction="reverse"), "must have direction as"),
+    "another reset": ([SQUEEZE], dict(linear_before_reset=1), "linear_before_reset"),
+    "another width": (
+        [SQUEEZE],
+        dict(width=3),
+        "must have a W for X of width as .* 4, got 3",
+    ),
+    "another size": ([SQUEEZE], dict(features=5), "must have hidden_size as .* 4, got 5"),
+    "lengths": (
+        [SQUEEZE],
+        dict(inputs=["xs", "gru.W", "gru.R", "gru.B", "lens"]),
+        "must have sequence_lens as node 'lower' below it, '', got 'lens'",
+    ),
+    "batch and time swapped": (
+        [SQUEEZE, ("Transpose", ["xs0"], {"perm": [1, 0, 2]})],
+        {},
+        r"must take its X \('time', 'batch', 'feature'\) from node 'lower', got \('batch', 'time', 'feature'\)",
+    ),
+    "other axis": ([("Squeeze", ["lower.Y", "two"], {})], {}, "got a Squeeze between them that mixes axes"),
+    "mixed": ([("Reshape", ["lower.Y", "flat"], {})], {}, "got a Reshape between them that mixes axes"),
+    "something else": ([("Relu", ["lower.Y"], {})], {}, r"must take its X from node 'lower', through .*'lower', 'gru'"),
+    "training": ([("Dropout", ["lower.Y", "", "on"], {})], {}, "got a Dropout between them that mixes axes"),
+}
+
+
+@pytest.mark.parametrize("case", LINKS)
+def test_nodes_that_are_not_one_stack_are_refused(case):
+    between, changes, message = LINKS[case]
+    lower, constants = node(name="lower")
+    names = [f"xs{i}" for i in range(len(between) - 1)] + ["xs"]
+    moves = [
+        onnx.helper.make_node(kind, given, [name], **more)
+        for (kind, given, more), name in zip(between, names, strict=True)
+    ]
+    upper, more = node(**{"width": 4, "inputs": ["xs", "gru.W", "gru.R", "gru.B"], **changes})
+    constants |= more | {"one": [1], "two": [2], "flat": [0, -1, 4], "on": True}
+    proto = graph([lower, *moves, upper], constants, inputs=("X", "lens"))
+    with pytest.raises(ValueError, match=f"node 'gru' .*{message}|node 'gru' {message}"):
+        convert.from_onnx(proto)
+    assert convert.from_onnx(proto, nodes=["lower"]).stack.num_layers == 1
+
+
+def test_no_such_nodes():
+    relu = graph([onnx.helper.make_node("Relu", ["X"], ["gru.Y"])], {}, outputs=("gru.Y",))
+    with pytest.raises(ValueError, match=r"must have a GRU node in its main graph, got nodes of the kinds \['Relu'\]"):
+        convert.from_onnx(relu)
+    proto = convert.to_onnx(model(num_layers=2))
+    for names in ([], ["other"]):
+        with pytest.raises(ValueError, match=r"nodes must be names of GRU nodes, some of .*'layers.0.Y'"):
+            convert.from_onnx(proto, nodes=names)
+    with pytest.raises(ValueError, match=r"node 'layers.0.Y' must take its X from node 'layers.1.Y'"):
+        convert.from_onnx(proto, nodes=["layers.1.Y", "layers.0.Y"])
+
+
+def test_a_model_that_onnx_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="gate must be a function that has a name"):
+        convert.to_onnx(model(gru_jax.GRU(gate=jax.nn.hard_sigmoid)))
+    with pytest.raises(TypeError, match=r"model must be a gru_jax.convert.Model, got Stack"):
+        convert.to_onnx(model().stack)
