@@ -275,6 +275,9 @@ REFUSED = {
         dict(inputs=["X", "gru.W", "gru.R", "gru.R"]),
         r"node 'gru' must have B of shape \(directions, 6·features\) = \(1, 24\), got \(1, 12, 4\)",
     ),
+    "no R": (dict(inputs=["X", "gru.W"]), "node 'gru' must have R as a constant of the graph, got ''"),
+    "scalar R": (dict(inputs=["X", "gru.W", "scalar"], hidden_size=0), "node 'gru' must have W of shape"),
+    "integers": (dict(inputs=["X", "gru.W", "lengths"]), "node 'gru' must have R of a dtype in .* got int32"),
     "lengths": (
         dict(inputs=["X", "gru.W", "gru.R", "gru.B", "lengths"]),
         r"node 'gru' has constant sequence_lens, \[1 2\], and a model holds none",
@@ -290,8 +293,9 @@ REFUSED = {
 def test_what_a_model_cannot_hold_is_refused(case):
     attributes, message = REFUSED[case]
     made, constants = node(**attributes)
+    more = {"lengths": np.array([1, 2], np.int32), "scalar": np.float32(1)}
     with pytest.raises(ValueError, match=message):
-        convert.from_onnx(graph([made], constants | {"lengths": np.array([1, 2], np.int32)}))
+        convert.from_onnx(graph([made], constants | more))
 
 
 SQUEEZE = ("Squeeze", ["lower.Y", "one"], {})

@@ -58,7 +58,7 @@ def convert(given: argparse.Namespace) -> str:
     FORMATS[writes].write(target, model, options)
     options = options._replace(nodes=None)
     again, made = FORMATS[writes].read(target, options), FORMATS[writes].contents(target, options)
-    others = f"; {found.others} are not part of the GRU" if found.others else ""
+    others = f"; not part of the GRU: {found.others}" if found.others else ""
     return "\n".join(
         [
             f"found    {_describe(model)}",
@@ -138,10 +138,10 @@ def _compare(model: Model, again: Model, writes: str) -> Iterable[str]:
             if not same:
                 differing.append(f"params[{i}].{field}")
     yield "read back: " + (f"differs in {', '.join(differing)}" if differing else "every parameter is identical")
-    for field in dataclasses.fields(model.stack):
-        value, other = getattr(model.stack, field.name), getattr(again.stack, field.name)
+    for name in (field.name for field in dataclasses.fields(model.stack)):
+        value, other = getattr(model.stack, name), getattr(again.stack, name)
         if value != other:
-            yield f"not held by {writes}: {field.name}={value!r}; read back it is {other!r}"
+            yield f"not held by {writes}: {name}={value!r}; read back it is {other!r}"
 
 
 def _identical(value: object, other: object) -> bool:

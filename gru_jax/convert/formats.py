@@ -1,13 +1,13 @@
 """The file formats of the command line: how each is read, written and listed."""
 
-import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from gru_jax.cells import Params
 from gru_jax.convert import files, onnx_graph, onnx_reader, onnx_writer, torch
 from gru_jax.convert.model import Model
 
@@ -68,9 +68,7 @@ def guess(path: Path, exists: bool) -> str:
     if path.suffix == ".onnx":
         return "onnx"
     if path.suffix != ".safetensors":
-        raise ValueError(
-            f"the format of {path} must be given, as its name does not tell; .safetensors and .onnx do"
-        )
+        raise ValueError(f"the format of {path} must be given, as its name does not tell; .safetensors and .onnx do")
     if not exists:
         return "gru_jax"
     with files.opened(path) as file:
@@ -87,35 +85,43 @@ def _write_onnx(path: Path, model: Model, options: Options) -> None:
     files.write(path, proto.SerializeToString())
 
 
-def _list_safetensors(cell_of: Callable[[str], Any], path: Path, options: Options) -> Contents:
-    """Contents by a function that says to which cell a name belongs: something that sorts, or None for another's."""
-    cells: dict[Any, list[str]] = {}
+def _list_safetensors(where: Callable[[str], tuple[int, bool, int]], path: Path, prefix: str) -> Contents:
+    """Contents by a function that says where a name stands: layer, direction, and place among the tensors of these."""
+    cells: dict[tuple[int, bool], list[tuple[int, str]]] = {}
     others = 0
     with files.opened(path) as file:
         for name in file.keys():  # noqa: SIM118, not a dict
-            cell = cell_of(name.removeprefix(options.prefix)) if name.startswith(options.prefix) else None
-            if cell is None:
+            if not name.startswith(prefix):
                 others += 1
-            else:
-                shape = tuple(file.get_slice(name).get_shape())
-                cells.setdefault(cell, []).append(f"{name} {shape}")
-    return Contents([sorted(cells[cell]) for cell in sorted(cells)], f"{others} other tensors" if others else "")
+                continue
+            layer, is_backward, place = where(name.removeprefix(prefix))
+            text = f"{name} {tuple(file.get_slice(name).get_shape())}"
+            cells.setdefault((layer, is_backward), []).append((place, text))
+    listed = [[text for _, text in sorted(cells[cell])] for cell in sorted(cells)]
+    return Contents(listed, f"{others} of the tensors" if others else "")
 
 
-def _torch_cell(name: str) -> tuple[int, bool]:
-    """Layer and direction of a parameter of torch.nn.GRU, or of GRUCell, which has no layers.
+def _in_torch(name: str) -> tuple[int, bool, int]:
+    """Where a parameter of torch.nn.GRU stands, or one of GRUCell, which has no layers.
 
-    >>> _torch_cell("weight_ih_l1_reverse"), _torch_cell("bias_hh")
-    ((1, True), (0, False))
+    >>> _in_torch("weight_hh_l1_reverse"), _in_torch("bias_ih")
+    ((1, True, 1), (0, False, 2))
     """
-    match = re.search(r"_l(\d+)(_reverse)?$", name)
-    return (int(match[1]), match[2] is not None) if match else (0, False)
+    match = re.fullmatch(r"(\w+_[ih]h)(?:_l(\d+)(_reverse)?)?", name)
+    if match is None:
+        raise ValueError(f"a parameter of torch.nn.GRU must have a name like 'weight_ih_l0', got {name!r}")
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return int(match[2] or 0), match[3] is not None, kinds.index(match[1])
 
 
-def _own_cell(name: str) -> tuple[int, bool]:
-    """Layer and direction of a tensor in a file of `save`."""
-    _, layer, direction, _ = name.split(".")
-    return int(layer), direction == "backward"
+def _in_own(name: str) -> tuple[int, bool, int]:
+    """Where a tensor stands in a file of `save`.
+
+    >>> _in_own("layers.1.backward.bias")
+    (1, True, 2)
+    """
+    _, layer, direction, field = name.split(".")
+    return int(layer), direction == "backward", Params._fields.index(field)
 
 
 def _list_onnx(path: Path, options: Options) -> Contents:
@@ -136,13 +142,13 @@ FORMATS = {
         ".safetensors",
         lambda path, options: files.load(path),
         lambda path, model, options: files.save(path, model),
-        lambda path, options: _list_safetensors(_own_cell, path, Options()),
+        lambda path, options: _list_safetensors(_in_own, path, ""),
     ),
     "torch": Format(
         ".safetensors",
         lambda path, options: files.load_torch_safetensors(path, options.prefix),
         _write_torch,
-        functools.partial(_list_safetensors, _torch_cell),
+        lambda path, options: _list_safetensors(_in_torch, path, options.prefix),
     ),
     "onnx": Format(
         ".onnx",

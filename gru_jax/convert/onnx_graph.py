@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+"""The dtypes of ONNX' GRU."""
+
 # Axes of a tensor between two GRU nodes.
 TIME, BATCH, DIRECTION, FEATURE, SIDE_BY_SIDE = "time", "batch", "direction", "feature", "direction·feature"
 
@@ -16,7 +19,6 @@ class Graph:
 
     Attributes:
       nodes: in topological order, as ONNX demands.
-      inputs: the names of what a caller feeds.
     """
 
     def __init__(self, onnx: Any, source: Any) -> None:
@@ -37,8 +39,6 @@ class Graph:
         self._onnx = onnx
         self.nodes = list(graph.node)
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
-        # Old models list initializers among the inputs too.
-        self.inputs = [given.name for given in graph.input if given.name not in self._initializers]
         self._producers = {name: node for node in graph.node for name in node.output if name}
 
     def producer(self, name: str) -> Any:

@@ -213,16 +213,18 @@ def _weights(
     """Checks W, R and B of a node, and puts them into our order, direction by direction."""
     arrays = {}
     for kind in ("W", "R", "B"):
-        if not inputs.get(kind):
+        given = inputs.get(kind, "")
+        if kind == "B" and not given:
             continue
-        value = graph.constant(inputs[kind])
+        value = graph.constant(given)
         if value is None:
-            raise ValueError(f"{name} must have {kind} as a constant of the graph, got {inputs[kind]!r}, which is not")
+            raise ValueError(f"{name} must have {kind} as a constant of the graph, got {given!r}, which is not")
+        if value.dtype.name not in onnx_graph.FLOATS:
+            raise ValueError(f"{name} must have {kind} of a dtype in {onnx_graph.FLOATS}, got {value.dtype}")
         arrays[kind] = value
-    features = arrays["R"].shape[-1]
+    width, features = (next(iter(arrays[kind].shape[-1:]), 0) for kind in "WR")
     if hidden_size not in (None, features):
         raise ValueError(f"{name} must have hidden_size as R has it, {features}, got {hidden_size}")
-    width = arrays["W"].shape[-1]
     shapes = {
         "W": ("(directions, 3·features, in_features)", (directions, 3 * features, width)),
         "R": ("(directions, 3·features, features)", (directions, 3 * features, features)),

@@ -18,9 +18,9 @@ def unpacked(weights: dict[str, Any], reset_after: bool) -> Params:
     bias, second = (_reordered(half) for half in np.split(weights["B"], 2))
     if not reset_after:
         return Params(kernel, recurrent_kernel, bias + second)
-    outer, inner = np.split(second, [2 * recurrent_kernel.shape[0]])
-    features = len(inner)
-    return Params(kernel, recurrent_kernel, np.concatenate([bias[:-features] + outer, bias[-features:]]), inner)
+    of_gates = 2 * recurrent_kernel.shape[0]
+    bias[:of_gates] += second[:of_gates]
+    return Params(kernel, recurrent_kernel, bias, second[of_gates:])
 
 
 def packed(params: Params, dtype: Any, use_bias: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from gru_jax.cells import Params
 from gru_jax.convert import activations, onnx_weights
 from gru_jax.convert.files import library
 from gru_jax.convert.model import Model, check_model
+from gru_jax.convert.onnx_graph import FLOATS
 from gru_jax.layers import Stack
 
 if TYPE_CHECKING:
@@ -180,6 +181,6 @@ def _dtype(model: Model) -> Any:
     dtype = model.stack.dtype
     if dtype is None:
         dtype = dtypes.pop() if len(dtypes) == 1 else jnp.result_type(*dtypes)
-    if jnp.dtype(dtype).name not in ("float16", "bfloat16", "float32", "float64"):
-        raise TypeError(f"model must compute in a dtype of ONNX' GRU, a float of 16, 32 or 64 bits, got {dtype}")
+    if jnp.dtype(dtype).name not in FLOATS:
+        raise TypeError(f"model must compute in a dtype of ONNX' GRU, one of {FLOATS}, got {dtype}")
     return jnp.dtype(dtype)
