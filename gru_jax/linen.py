@@ -3,14 +3,17 @@
 Parameters have the names and shapes that Flax gives them, so that a checkpoint of Flax's modules loads unchanged.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gru_jax import cells, checks, initializers, layers
+from gru_jax.convert.frameworks import to_linen
+from gru_jax.convert.model import Model, check_model
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.layers import Carry
@@ -268,6 +271,34 @@ class GRU(nn.Module):
             key=self.make_rng("dropout") if is_random else None,
         )
         return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
+
+    @classmethod
+    def from_model(cls, model: Model, *, return_carry: bool = False) -> tuple[Self, dict[str, Any]]:
+        """The layer of a trained model, e.g. of `gru_jax.convert.from_torch(state_dict)`, and its variables.
+
+        `gru_jax.convert.from_linen(variables, cell=...)` is the way back.
+
+        Args:
+          model: as `gru_jax.convert` makes them.
+          return_carry: what a call returns by default.
+
+        Raises:
+          TypeError, ValueError: if the parameters of the model do not fit its stack.
+        """
+        stack = check_model(model).stack
+        options = {
+            field.name: getattr(stack, field.name) for field in dataclasses.fields(stack) if field.name != "cell"
+        }
+        layer = cls(
+            reset_after=stack.cell.reset_after,
+            gate_fn=stack.cell.gate,
+            activation_fn=stack.cell.candidate,
+            use_bias=any(params.bias is not None for params in model.params),
+            param_dtype=model.params[0].kernel.dtype,
+            return_carry=return_carry,
+            **options,
+        )
+        return layer, to_linen(model)
 
     def step(self, carry: Carry, x_t: jax.Array) -> tuple[Carry, jax.Array]:
         """One step of every layer, for serving: `layer.apply(variables, carry, x_t, method="step")`.

@@ -1,9 +1,10 @@
 """The GRU for Flax's nnx: a cell that takes the place of `flax.nnx.GRUCell`, and whole layers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from gru_jax import cells, checks, initializers, layers, nnx_variables
+from gru_jax.convert.model import Model, check_model
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.layers import Carry
@@ -362,6 +364,44 @@ class GRU(nnx.Module):
             key=key,
         )
         return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
+
+    @classmethod
+    def from_model(cls, model: Model, *, rngs: nnx.Rngs | None = None, return_carry: bool = False) -> Self:
+        """The layer of a trained model, e.g. of `gru_jax.convert.from_torch(state_dict)`.
+
+        Args:
+          model: as `gru_jax.convert` makes them.
+          rngs: source of dropout, stream "dropout"; needed only if the model's stack drops anything.
+          return_carry: what a call returns by default.
+
+        Raises:
+          TypeError, ValueError: if the parameters of the model do not fit its stack.
+        """
+        stack, first = check_model(model).stack, model.params[0]
+        options = {
+            field.name: getattr(stack, field.name) for field in dataclasses.fields(stack) if field.name != "cell"
+        }
+        layer = cls(
+            first.in_features,
+            reset_after=stack.cell.reset_after,
+            gate_fn=stack.cell.gate,
+            activation_fn=stack.cell.candidate,
+            use_bias=any(params.bias is not None for params in model.params),
+            param_dtype=first.kernel.dtype,
+            return_carry=return_carry,
+            rngs=nnx.Rngs(0) if rngs is None else rngs,
+            **options,
+        )
+        for cell, params in zip(layer.cells, model.params, strict=True):
+            for name, value in params._asdict().items():
+                if value is not None:
+                    getattr(cell, name).set_value(jnp.asarray(value))
+        return layer
+
+    @property
+    def model(self) -> Model:
+        """Parameters and stack as one value, for `gru_jax.convert`."""
+        return Model(tuple(cell.params for cell in self.cells), self.stack)
 
     def step(self, carry: Carry, x_t: jax.Array) -> tuple[Carry, jax.Array]:
         """One step of every layer, for serving: a call on a sequence is this, step by step. Nothing is dropped.

@@ -1,0 +1,178 @@
+"""Where frameworks have the weights of a cell: a table, and the engine that reads and writes by it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from gru_jax.cells import CUDNN, GRU, Params
+from gru_jax.convert import packing
+from gru_jax.convert.model import Model, check_model
+from gru_jax.convert.packing import Packed, Packing
+from gru_jax.layers import Stack
+
+Leaves = dict[str, Any]
+"""The arrays of a tree by their path, e.g. "cell.dense_i.kernel"."""
+
+
+class Layout(NamedTuple):
+    """Where a framework has the weights of a cell.
+
+    Attributes:
+      packing: in which order.
+      kernel, recurrent_kernel, bias, recurrent_bias: their names: one, or three if each gate has its own, or none.
+    """
+
+    packing: Packing
+    kernel: tuple[str, ...]
+    recurrent_kernel: tuple[str, ...]
+    bias: tuple[str, ...]
+    recurrent_bias: tuple[str, ...] = ()
+
+
+KERAS = Layout(packing.KERAS, ("kernel",), ("recurrent_kernel",), ("bias[0]",), ("bias[1]",))
+KERAS_BEFORE = Layout(packing.KERAS_BEFORE, ("kernel",), ("recurrent_kernel",), ("bias",))
+LINEN = Layout(
+    packing.LINEN,
+    ("ir.kernel", "iz.kernel", "in.kernel"),
+    ("hr.kernel", "hz.kernel", "hn.kernel"),
+    ("ir.bias", "iz.bias", "in.bias"),
+    ("hn.bias",),
+)
+NNX = Layout(packing.NNX, ("dense_i.kernel",), ("dense_h.kernel",), ("dense_i.bias",))
+OURS = Layout(packing.LINEN, ("kernel",), ("recurrent_kernel",), ("bias",), ("recurrent_bias",))
+HAIKU = Layout(packing.HAIKU, ("w_i",), ("w_h",), ("b",))
+EQUINOX = Layout(packing.EQUINOX, ("weight_ih",), ("weight_hh",), ("bias",), ("bias_n",))
+
+
+def model_of(layout: Layout, cells: Sequence[tuple[str, Leaves]], cell: GRU, num_layers: int) -> Model:
+    """A model of cells in the flat order, each with what an error is to call it."""
+    if not cells:
+        raise ValueError("there must be the weights of at least one cell, got none")
+    where, first = cells[0]
+    features = _take_size(layout, first, where)
+    directions = len(cells) // num_layers
+    stack = Stack(cell, features, num_layers=num_layers, bidirectional=directions == 2)
+    if len(cells) != num_layers * stack.directions:
+        raise ValueError(f"every layer must have as many directions as the first, got {[name for name, _ in cells]}")
+    kernel = first.get(layout.kernel[0])
+    width = kernel.shape[-1 if layout.packing.transposed else 0] if kernel is not None and kernel.ndim == 2 else 1
+    params = [
+        _packed(layout, where, leaves, cell, width, features)
+        for (where, leaves), width in zip(cells, stack.widths(width), strict=True)
+    ]
+    return Model(tuple(params), stack)
+
+
+def _take_size(layout: Layout, leaves: Leaves, where: str) -> int:
+    name = layout.recurrent_kernel[0]
+    if name not in leaves or leaves[name].ndim != 2:
+        got = f"shape {leaves[name].shape}" if name in leaves else f"{sorted(leaves)}"
+        raise ValueError(f"{where}{name} must be a matrix of the recurrent weights, got {got}")
+    return leaves[name].shape[-1 if layout.packing.transposed else 0]
+
+
+def _packed(layout: Layout, where: str, leaves: Leaves, cell: GRU, width: int, features: int) -> Params:
+    """Parameters of a cell; every name and shape is checked, and none is left."""
+    use_bias = any(name in leaves for name in layout.bias)
+    found: dict[str, Any] = {}
+    for field in Packed._fields:
+        names = getattr(layout, field)
+        absent = field == "recurrent_bias" and not cell.reset_after
+        if not names or absent or (field.endswith("bias") and not use_bias):
+            continue
+        symbols, shape = _shape(layout, field, len(names), width, features)
+        arrays = [_take(leaves, where, name, symbols, shape) for name in names]
+        found[field] = np.concatenate(arrays, axis=-1)
+    if leaves:
+        unknown = [where + name for name in leaves]
+        raise ValueError(f"the weights of a cell must have nothing but what its equations need, got {unknown} too")
+    return layout.packing.unpack(Packed(**found), cell.reset_after)
+
+
+def _shape(layout: Layout, field: str, parts: int, width: int, features: int) -> tuple[str, tuple[int, ...]]:
+    """The shape of one of the arrays that make up a field, in symbols and in numbers."""
+    gates = len(layout.packing.second) if field == "recurrent_bias" else 3 // parts
+    side = f"{gates}·features" if gates > 1 else "features"
+    if field.endswith("bias"):
+        return f"({side},)", (gates * features,)
+    into, size = ("in_features", width) if field == "kernel" else ("features", features)
+    if layout.packing.transposed:
+        return f"({side}, {into})", (gates * features, size)
+    return f"({into}, {side})", (size, gates * features)
+
+
+def _take(leaves: Leaves, where: str, name: str, symbols: str, expected: tuple[int, ...]) -> Any:
+    """Removes an array that has this name and shape."""
+    if name not in leaves:
+        raise ValueError(f"{where}{name} must be there, of shape {symbols} = {expected}, got {sorted(leaves)}")
+    value = leaves.pop(name)
+    if value.shape != expected:
+        raise ValueError(f"{where}{name} must have shape {symbols} = {expected}, got {value.shape}")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"{where}{name} must be floating point, got {value.dtype}")
+    return value
+
+
+def arrays_of(layout: Layout, params: Params, reset_after: bool, use_bias: bool) -> Iterator[tuple[str, Any]]:
+    """The arrays of a cell by name."""
+    packed = layout.packing.pack(params, use_bias)
+    for field, value in packed._asdict().items():
+        names = getattr(layout, field)
+        if value is not None and (reset_after or field != "recurrent_bias"):
+            yield from zip(names, np.split(value, len(names), axis=-1), strict=True)
+
+
+def checked(model: Model, target: str, cells: Sequence[GRU], bidirectional: bool = True) -> Stack:
+    """The stack of a model that the target can be."""
+    stack = check_model(model).stack
+    if stack.cell not in cells:
+        known = " or ".join("gru_jax.CUDNN" if cell == CUDNN else "gru_jax.CHO2014" for cell in cells)
+        raise ValueError(f"model.stack.cell must be {known} for {target}, got {stack.cell}")
+    if stack.reverse:
+        raise ValueError(f"model.stack.reverse must be False for {target}, got True")
+    if stack.bidirectional and not bidirectional:
+        raise ValueError(f"model.stack.bidirectional must be False for {target}, got True")
+    return stack
+
+
+def use_bias(model: Model) -> bool:
+    return any(params.bias is not None or params.recurrent_bias is not None for params in model.params)
+
+
+def by_layer(model: Model) -> list[tuple[Params, ...]]:
+    each = model.stack.directions
+    return [model.params[i : i + each] for i in range(0, len(model.params), each)]
+
+
+def leaves_of(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The arrays of nested mappings, by their paths."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves_of(value, f"{path}.{key}" if path else str(key))
+    elif tree is not None:
+        yield path, array_of(tree)
+
+
+def nested(leaves: Leaves) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def array_of(value: Any) -> np.ndarray:
+    """NumPy's array of an array, a torch tensor or a variable of Flax's nnx.
+
+    NumPy cannot ask torch for bfloat16; float32 holds it exactly.
+    """
+    if str(getattr(value, "dtype", "")) == "torch.bfloat16":
+        return value.detach().cpu().float().numpy().astype(jnp.bfloat16)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    return np.asarray(value.get_value() if hasattr(value, "get_value") else value)
