@@ -294,7 +294,7 @@ class GRU(nn.Module):
             gate_fn=stack.cell.gate,
             activation_fn=stack.cell.candidate,
             use_bias=any(params.bias is not None for params in model.params),
-            param_dtype=model.params[0].kernel.dtype,
+            param_dtype=jax.dtypes.canonicalize_dtype(model.params[0].kernel.dtype),
             return_carry=return_carry,
             **options,
         )

@@ -387,7 +387,7 @@ class GRU(nnx.Module):
             gate_fn=stack.cell.gate,
             activation_fn=stack.cell.candidate,
             use_bias=any(params.bias is not None for params in model.params),
-            param_dtype=first.kernel.dtype,
+            param_dtype=jax.dtypes.canonicalize_dtype(first.kernel.dtype),
             return_carry=return_carry,
             rngs=nnx.Rngs(0) if rngs is None else rngs,
             **options,
