@@ -232,8 +232,8 @@ static void input_cotangents(const Gradient& job, const Chunk& chunk, int64_t s,
 }
 
 static int64_t gradient_scratch(const Sizes& sizes) {
-  const int64_t rows = steps_per_chunk(sizes) * sizes.rows;
-  return rows * (entered_stride(sizes) + slots_stride(sizes.features)) + 2 * sizes.rows * padded(sizes.features) + 64;
+  const int64_t H = sizes.features;
+  return kChunk * (entered_stride(sizes) + slots_stride(H)) + 2 * sizes.rows * padded(H) + 64;
 }
 
 // The carry of rows that a step started from h_0 goes there, and ends.

@@ -90,7 +90,8 @@ struct WeightGradients {
   float *kernel, *recurrent, *bias, *recurrent_bias;
 };
 
-// One instruction set's kernels. `scratch` is aligned to 64 bytes; its length in floats is what `*_scratch` says.
+// One instruction set's kernels. `scratch` is aligned to 64 bytes; its length in floats is what `*_scratch` says, which is
+// enough for a part of fewer rows, too.
 struct Kernels {
   const char* name;
   int64_t (*packed_size)(const Weights&);

@@ -122,7 +122,7 @@ static void project(const Recurrence& in, int64_t s, int64_t count, float* proje
 
 static int64_t states_scratch(const Sizes& sizes) {
   int64_t H = padded(sizes.features);
-  return steps_per_chunk(sizes) * sizes.rows * 3 * H + 2 * sizes.rows * H + 64;
+  return kChunk * 3 * H + 2 * sizes.rows * H + 64;
 }
 
 static void states(const States& job, float* scratch) {

@@ -1,6 +1,6 @@
 // How a part of a sequence is walked through: order of the steps, states before a step, scratch. Included once by each unit.
 
-constexpr int kChunk = 128;  // rows, over steps and sequences, that are held in the second-level cache at a time
+constexpr int kChunk = 128;  // rows, at most, over steps and sequences, that are held in the second-level cache at a time
 
 // Slices of scratch memory, each aligned to a cache line.
 struct Arena {
