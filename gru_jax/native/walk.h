@@ -19,6 +19,11 @@ INLINE int64_t spread(int64_t n) { return (n + 15) / 16 % 2 ? (n + 15) / 16 * 16
 
 INLINE int64_t steps_per_chunk(const Sizes& sizes) { return sizes.rows < kChunk ? kChunk / sizes.rows : 1; }
 
+static int64_t chunks(const Sizes& sizes) {
+  const int64_t steps = steps_per_chunk(sizes);
+  return (sizes.steps + steps - 1) / steps;
+}
+
 // The time at which the s-th step in the direction of the recurrence happens.
 INLINE int64_t time_of(const Sizes& sizes, int64_t s) { return sizes.reverse ? sizes.steps - 1 - s : s; }
 
