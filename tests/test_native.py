@@ -87,9 +87,10 @@ def test_random_sizes_and_options(seed):
 
 
 @native
-@pytest.mark.parametrize("sizes", [(5, 3, 300, 200), (3, 100, 4, 300)], ids=str)
+@pytest.mark.parametrize("sizes", [(5, 3, 300, 200), (3, 100, 4, 300), (700, 1, 20, 40)], ids=str)
 @each_cell
-def test_weights_larger_than_a_cache(cell, sizes):
+def test_particular_sizes(cell, sizes):
+    """Weights larger than a cache; so few rows and so many steps that a thread without rows helps."""
     steps, batch, in_features, features = sizes
     params = cell.init(jax.random.key(0), in_features, features)
     xs = jax.random.normal(jax.random.key(1), (steps, batch, in_features), jnp.float32)
@@ -119,10 +120,10 @@ def test_every_instruction_set(isa):
     if "expected an instruction set of this processor" in in_another_process(isa, "-c", "import gru_jax").stderr:
         pytest.skip(f"this processor has no {isa}")
     tests = [f"{__file__}::{test_random_sizes_and_options.__name__}[{seed}]" for seed in range(8)]
-    tests.append(f"{__file__}::{test_weights_larger_than_a_cache.__name__}")
+    tests.append(f"{__file__}::{test_particular_sizes.__name__}")
     done = in_another_process(isa, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "12 passed" in done.stdout
+    assert "14 passed" in done.stdout
 
 
 @native
@@ -215,9 +216,10 @@ def gradient(args, options, cell=gru_jax.CUDNN):
 
 
 @native
+@pytest.mark.parametrize(("batch", "steps"), [(300, 80), (2, 5000)])
 @each_cell
-def test_results_do_not_depend_on_the_number_of_threads(cell, monkeypatch):
-    args = single(problem(cell, batch=(300,), steps=80)[:3])
+def test_results_do_not_depend_on_the_number_of_threads(cell, batch, steps, monkeypatch):
+    args = single(problem(cell, batch=(batch,), steps=steps)[:3])
     results = []
     for threads in (1, 2, 3, 0):
         monkeypatch.setattr(gru_jax.config, "native_threads", threads)

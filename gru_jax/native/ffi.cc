@@ -139,7 +139,7 @@ ffi::Error each_pass(const Call& call, const Parts& parts, const Pass<Job>& pass
                      const std::function<Job(int64_t)>& job_of) {
   const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
   const int64_t chunk = aligned(pass.chunk_size(largest)), idle = call.threads - parts.count();
-  const int64_t slots = idle > 0 ? kSlots : 1;
+  const int64_t slots = idle > 0 ? kInFlight : 1;
   const int64_t size = slots * chunk + aligned(pass.carry_size(largest));
   return each_part(call, parts, size, [&](int64_t part, float* memory) {
     const Job job = job_of(part);

@@ -101,7 +101,7 @@ class Line {
   void aside_until(Condition reached) {
     std::unique_lock lock(mutex_);
     while (!reached()) {
-      if (!busy_ && ahead_ < std::min(count_, behind_ + kSlots)) {
+      if (!busy_ && ahead_ < std::min(count_, behind_ + kInFlight)) {
         aside(lock, stages_.ahead, ahead_);
       } else if (!busy_ && behind_ < walked_) {
         aside(lock, stages_.behind, behind_);

@@ -22,9 +22,9 @@ struct Stages {
 };
 
 // Runs all stages of all chunks; each stage takes the chunks in order. With `helped`, another thread is asked to work ahead of
-// the walk and behind it, on up to kSlots chunks; so chunks i and i + kSlots may share memory, without help all may. Again the
+// the walk and behind it, on up to kInFlight chunks; so chunks i and i + kInFlight may share memory, without help all may. Again the
 // caller does what nobody has begun, and waits only for what another thread is at.
-constexpr int64_t kSlots = 3;
+constexpr int64_t kInFlight = 3;
 void run_stages(const Stages& stages, bool helped, const Schedule& schedule);
 
 }  // namespace gru_jax
