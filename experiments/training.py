@@ -4,7 +4,8 @@ The data of step s is drawn from fold_in(key, s), so a run that goes on from a s
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ class State(NamedTuple):
       step: () int32, the steps done.
     """
 
-    params: models.Params
+    params: Any
     opt_state: optax.OptState
     key: jax.Array
     step: jax.Array
@@ -52,20 +53,17 @@ def train_chunk(config: Config, state: State, steps: int) -> tuple[State, jax.Ar
     Returns:
       The state after them, and their mean loss, () float32.
     """
-    task, adam = tasks.get(config.task), optimizer(config.learning_rate, config.clip)
-
-    def step(state: State, _: None) -> tuple[State, jax.Array]:
-        batch = task.sample(jax.random.fold_in(state.key, state.step), config.batch, config.length)
-
-        def loss_of(params: models.Params) -> jax.Array:
-            return task.loss(models.apply(params, batch.inputs), batch)
-
-        loss, gradient = jax.value_and_grad(loss_of)(state.params)
-        updates, opt_state = adam.update(gradient, state.opt_state, state.params)
-        return State(optax.apply_updates(state.params, updates), opt_state, state.key, state.step + 1), loss
-
-    state, losses = jax.lax.scan(step, state, length=steps)
+    state, losses = jax.lax.scan(lambda state, _: train_step(config, models.apply, state), state, length=steps)
     return state, losses.mean()
+
+
+def train_step(config: Config, apply: Callable[[Any, jax.Array], jax.Array], state: State) -> tuple[State, jax.Array]:
+    """One optimizer step of a model, inputs (S, B, D) to outputs (S, B, K); its loss, () float32."""
+    task, adam = tasks.get(config.task), optimizer(config.learning_rate, config.clip)
+    batch = task.sample(jax.random.fold_in(state.key, state.step), config.batch, config.length)
+    loss, gradient = jax.value_and_grad(lambda params: task.loss(apply(params, batch.inputs), batch))(state.params)
+    updates, opt_state = adam.update(gradient, state.opt_state, state.params)
+    return State(optax.apply_updates(state.params, updates), opt_state, state.key, state.step + 1), loss
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -40,7 +40,8 @@ def states(operands: Operands, *, cell: GRU, reverse: bool, method: str) -> jax.
     """`recurrence.states` as a primitive. `method` is "auto", "fused" or "native"; see `gru_jax.unroll`."""
     named = {name: value for name, value in operands._asdict().items() if value is not None}
     params = {"cell": cell, "reverse": reverse, "method": method}
-    if method == "native" and (why := lowering.obstacle("gru_states", named, params)):
+    empty = 0 in (*operands.xs.shape, *operands.h_0.shape)
+    if method == "native" and not empty and (why := lowering.obstacle("gru_states", named, params)):
         raise ValueError(f'method="native" is not to be had here: {why}')
     return _bind(_states_p, named, **params)
 

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 
 import gru_jax
+from gru_jax import lowering
+
+native_is_installed = lowering.missing is None
 
 CELLS = {"cudnn": gru_jax.CUDNN, "cho2014": gru_jax.CHO2014, "goodfellow": gru_jax.GOODFELLOW}
 

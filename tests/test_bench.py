@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from experiments.bench import growth, measure, peers, settings, timing
+from experiments.bench import growth, measure, peers, settings, timing, training
 from experiments.bench.settings import Shape
 
 TINY = ["--shapes", "4,2,3,5", "--rounds", "2", "--sample-ms", "0"]
@@ -61,6 +61,20 @@ def test_all_peers(tmp_path, capsys):
         ("gru_jax-fused", "gradient"),
     ]
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_steps(tmp_path, capsys, monkeypatch):
+    """Both models have the same loss, so they are the same model."""
+    monkeypatch.setattr(settings, "QUICK_SHAPES", (Shape(2, 1, 2, 2),))
+    monkeypatch.setattr(training, "SMALL", {"length": 4, "hidden": 3, "batch": 2})
+    options = ["--quick", "--rounds", "1", "--sample-ms", "0", "--peers", "flax-nnx"]
+    assert cli.main(["bench", *options, "--json", str(tmp_path / "t.json")]) == 0
+    written = json.loads((tmp_path / "t.json").read_text())["training"]
+    assert [(row["config"]["task"], row["model"]) for row in written] == [
+        (task, model) for task in ("adding", "copy") for model in ("gru_jax", "flax-nnx")
+    ]
+    assert all(row["difference"] < 1e-5 and row["seconds"] > 0 for row in written)
+    assert "train copy, length 4, batch 2, hidden 3" in capsys.readouterr().out
 
 
 def test_sweep(tmp_path, capsys, monkeypatch):

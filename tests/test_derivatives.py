@@ -20,7 +20,7 @@ RESETS = {name: CELLS[name] for name in ("cudnn", "cho2014")}
 
 def tangents(args):
     """Fixed directions, one for each argument."""
-    return jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size) + 1.0).reshape(x.shape), args)
+    return jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype) + 1).reshape(x.shape), args)
 
 
 def dot(a, b):
@@ -33,7 +33,7 @@ def scalar(cell, options, method):
 
     def loss(*args):
         h_last, hs = gru_jax.unroll(cell, *args, method=method, **options)
-        return (weight * jnp.sin(hs)).sum() + (h_last**3).sum()
+        return (weight.astype(hs.dtype) * jnp.sin(hs)).sum() + (h_last**3).sum()
 
     return loss
 

@@ -10,11 +10,16 @@ from absl.testing import parameterized
 import gru_jax
 from gru_jax import gates
 from tests import oracle
-from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, problem
+from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, native_is_installed, problem
 
-METHODS = ("scan", "fused")
 # Rounding of one dtype over six steps of sums of a few terms, relative to values around one.
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 4e-2, "float16": 5e-3}
+
+
+def methods(dtype, cell=gru_jax.CUDNN):
+    """Those that there are for a dtype and a cell on a CPU."""
+    native = native_is_installed and dtype == jnp.float32 and cell != gru_jax.GOODFELLOW
+    return ("scan", "fused", "native") if native else ("scan", "fused")
 
 
 def expected(cell, p, options):
@@ -35,10 +40,11 @@ def expected(cell, p, options):
 
 def each_method_compiled(cell, p):
     """(h_T, hs) of every method on one problem, in one compiled program."""
+    every = methods(p.xs.dtype, cell)
     static = {"reverse": True} if "reverse" in p.options else {}
     arrays = {name: value for name, value in p.options.items() if name not in static}
     return jax.jit(
-        lambda args, arrays: [gru_jax.unroll(cell, *args, method=method, **arrays, **static) for method in METHODS]
+        lambda args, arrays: [gru_jax.unroll(cell, *args, method=method, **arrays, **static) for method in every]
     )(p[:3], arrays)
 
 
@@ -63,7 +69,7 @@ class CompiledOrNot(chex.TestCase, parameterized.TestCase):
     """Eager and compiled calls give the same."""
 
     @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.product(method=METHODS, cell=("cudnn", "goodfellow"))
+    @parameterized.product(method=("scan", "fused"), cell=("cudnn", "goodfellow"))
     def test_unroll(self, method, cell):
         cell = CELLS[cell]
         p = problem(cell)
@@ -113,13 +119,18 @@ def test_without_bias(cell):
 
 # --- Invariants -------------------------------------------------------------------------------------------------------
 
-each_method = pytest.mark.parametrize("method", METHODS)
+each_method = pytest.mark.parametrize(
+    ("method", "dtype"),
+    [(method, dtype) for dtype in (jnp.float64, jnp.float32) for method in methods(dtype)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+CLOSE = {jnp.float64: 1e-14, jnp.float32: 1e-6}
 
 
 @each_method
 @pytest.mark.parametrize("batch", [(), (2, 3), (0,)], ids=str)
-def test_any_number_of_batch_axes(method, batch):
-    p = problem(gru_jax.CUDNN, batch=batch)
+def test_any_number_of_batch_axes(method, dtype, batch):
+    p = problem(gru_jax.CUDNN, batch=batch, dtype=dtype)
     h_last, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
     flat_xs, flat_h_0 = p.xs.reshape(STEPS, -1, IN_FEATURES), p.h_0.reshape(-1, FEATURES)
     flat_last, flat_hs = gru_jax.unroll(gru_jax.CUDNN, p.params, flat_xs, flat_h_0, method=method)
@@ -128,8 +139,8 @@ def test_any_number_of_batch_axes(method, batch):
 
 
 @each_method
-def test_no_steps_give_the_initial_state(method):
-    p = problem(gru_jax.CUDNN, ("mask", "resets"), steps=0)
+def test_no_steps_give_the_initial_state(method, dtype):
+    p = problem(gru_jax.CUDNN, ("mask", "resets"), steps=0, dtype=dtype)
     h_last, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method, **p.options)
     assert jnp.array_equal(h_last, p.h_0)
     assert hs.shape == (0, BATCH, FEATURES)
@@ -138,34 +149,34 @@ def test_no_steps_give_the_initial_state(method):
 
 
 @each_method
-def test_one_step_is_step(method):
-    p = problem(gru_jax.CHO2014, steps=1)
+def test_one_step_is_step(method, dtype):
+    p = problem(gru_jax.CHO2014, steps=1, dtype=dtype)
     h_last, hs = gru_jax.unroll(gru_jax.CHO2014, *p[:3], method=method)
     h_1 = gru_jax.CHO2014.step(p.params, p.h_0, p.xs[0])
-    chex.assert_trees_all_close((h_last, hs), (h_1, h_1[None]), atol=1e-14)
+    chex.assert_trees_all_close((h_last, hs), (h_1, h_1[None]), atol=CLOSE[dtype])
 
 
 @each_method
-def test_a_sequence_in_two_parts_with_the_state_carried_over(method):
-    p = problem(gru_jax.CUDNN)
+def test_a_sequence_in_two_parts_with_the_state_carried_over(method, dtype):
+    p = problem(gru_jax.CUDNN, dtype=dtype)
     whole = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
     middle, first = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[:2], p.h_0, method=method)
     last, second = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[2:], middle, method=method)
-    chex.assert_trees_all_close(whole, (last, jnp.concatenate([first, second])), atol=1e-14)
+    chex.assert_trees_all_close(whole, (last, jnp.concatenate([first, second])), atol=CLOSE[dtype])
 
 
 @each_method
-def test_reverse_is_flip(method):
-    p = problem(gru_jax.CUDNN, ("mask", "resets"))
+def test_reverse_is_flip(method, dtype):
+    p = problem(gru_jax.CUDNN, ("mask", "resets"), dtype=dtype)
     h_last, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], reverse=True, method=method, **p.options)
     flipped = {name: value[::-1] for name, value in p.options.items()}
     flipped_last, flipped_hs = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[::-1], p.h_0, method=method, **flipped)
-    chex.assert_trees_all_close((h_last, hs), (flipped_last, flipped_hs[::-1]), atol=1e-14)
+    chex.assert_trees_all_close((h_last, hs), (flipped_last, flipped_hs[::-1]), atol=CLOSE[dtype])
 
 
 @each_method
-def test_a_closed_update_gate_copies_and_an_open_one_replaces(method):
-    p = problem(gru_jax.CUDNN)
+def test_a_closed_update_gate_copies_and_an_open_one_replaces(method, dtype):
+    p = problem(gru_jax.CUDNN, dtype=dtype)
     update = jnp.arange(3 * FEATURES) // FEATURES == 1
     kept = p.params._replace(bias=jnp.where(update, 1e3, p.params.bias))
     _, hs = gru_jax.unroll(gru_jax.CUDNN, kept, p.xs, p.h_0, method=method)
@@ -178,16 +189,18 @@ def test_a_closed_update_gate_copies_and_an_open_one_replaces(method):
 
 @each_method
 @pytest.mark.parametrize(("cell", "low"), [("cudnn", -1), ("cho2014", -1), ("goodfellow", 0)])
-def test_the_state_stays_within_the_range_of_the_candidate(method, cell, low):
-    p = problem(CELLS[cell], steps=200)
+def test_the_state_stays_within_the_range_of_the_candidate(method, dtype, cell, low):
+    if method not in methods(dtype, CELLS[cell]):
+        pytest.skip("native kernels are for tanh")
+    p = problem(CELLS[cell], steps=200, dtype=dtype)
     _, hs = gru_jax.unroll(CELLS[cell], p.params, 10 * p.xs, method=method)
     assert low <= hs.min()
     assert hs.max() <= 1
 
 
 @each_method
-def test_lengths_are_the_prefix_mask(method):
-    p = problem(gru_jax.CUDNN)
+def test_lengths_are_the_prefix_mask(method, dtype):
+    p = problem(gru_jax.CUDNN, dtype=dtype)
     lengths = jnp.array([0, 3, STEPS])
     got = gru_jax.unroll(gru_jax.CUDNN, *p[:3], lengths=lengths, method=method)
     mask = jnp.arange(STEPS)[:, None] < lengths
@@ -200,19 +213,19 @@ def test_lengths_are_the_prefix_mask(method):
 
 
 @each_method
-def test_a_reset_starts_an_episode_of_its_own(method):
-    p = problem(gru_jax.CUDNN)
+def test_a_reset_starts_an_episode_of_its_own(method, dtype):
+    p = problem(gru_jax.CUDNN, dtype=dtype)
     resets = jnp.zeros((STEPS, BATCH), bool).at[4, 1].set(True)
     _, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], resets=resets, method=method)
     _, episode = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[4:], p.h_0, method=method)
     _, unreset = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
-    chex.assert_trees_all_close(hs[4:, 1], episode[:, 1], atol=1e-14)
-    chex.assert_trees_all_close(hs[:, [0, 2]], unreset[:, [0, 2]], atol=1e-14)
+    chex.assert_trees_all_close(hs[4:, 1], episode[:, 1], atol=CLOSE[dtype])
+    chex.assert_trees_all_close(hs[:, [0, 2]], unreset[:, [0, 2]], atol=CLOSE[dtype])
 
 
 @each_method
-def test_a_reset_in_the_padding_does_not_reach_the_final_state(method):
-    p = problem(gru_jax.CUDNN)
+def test_a_reset_in_the_padding_does_not_reach_the_final_state(method, dtype):
+    p = problem(gru_jax.CUDNN, dtype=dtype)
     lengths, resets = jnp.full(BATCH, 3), jnp.zeros((STEPS, BATCH), bool).at[4].set(True)
     padded = gru_jax.unroll(gru_jax.CUDNN, *p[:3], lengths=lengths, resets=resets, method=method)
     chex.assert_trees_all_equal(padded, gru_jax.unroll(gru_jax.CUDNN, *p[:3], lengths=lengths, method=method))
@@ -225,7 +238,7 @@ def test_the_state_of_half_precision_is_single():
     leak = jnp.log(2.0**10 - 1)
     bias = jnp.concatenate([jnp.zeros(FEATURES), jnp.full(FEATURES, leak), jnp.full(FEATURES, 10.0)]).astype(dtype)
     params = gru_jax.Params(jnp.zeros_like(p.params.kernel), jnp.zeros_like(p.params.recurrent_kernel), bias)
-    for method in METHODS:
+    for method in ("scan", "fused"):
         h_last, _ = gru_jax.unroll(cell, params, jnp.zeros((1000, IN_FEATURES), dtype), method=method)
         assert h_last.dtype == jnp.float32
         np.testing.assert_allclose(h_last, 1 - (1 - jax.nn.sigmoid(-float(bias[FEATURES]))) ** 1000, rtol=1e-2)

@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.bench import growth, measure, peers
 from experiments.bench.measure import PASSES, Cost, Result
+from experiments.bench.training import TrainingStep
 
 LEGEND = """\
 ms: median over rounds [quartiles]. ×: times as fast as {reference}, the median of the ratios within rounds.
@@ -69,6 +70,30 @@ def guard_lines(rows: Iterable[growth.Growth]) -> str:
         + ("(flat)" if row.flat else f"GROWS, beyond {growth.LIMIT:g}")
         for row in rows
     )
+
+
+def training_table(rows: Iterable[TrainingStep]) -> str:
+    """The training steps of whole models."""
+    cells = []
+    for row in rows:
+        run, (low, high) = row.config, (f"{1e3 * bound:.3g}" for bound in row.timing.quartiles)
+        name = f"train {run.task}, length {run.length}, batch {run.batch}, hidden {run.hidden}"
+        milliseconds = f"{1e3 * row.timing.median:.3g} [{low}, {high}]"
+        cells.append([name, row.model, milliseconds, f"{row.speedup:.2f}", f"{row.difference:.0e}"])
+    columns = ["run", "GRU of the model", "step ms", "×", "loss differs"]
+    return f"### Training step, times as fast as {peers.REFERENCE}\n\n" + _table(columns, cells)
+
+
+def training_as_json(row: TrainingStep) -> dict[str, Any]:
+    """A row of JSON's types; times in seconds a step."""
+    return {
+        "config": row.config.as_dict(),
+        "model": row.model,
+        "seconds": row.timing.median,
+        "quartiles": list(row.timing.quartiles),
+        "speedup": row.speedup,
+        "difference": row.difference,
+    }
 
 
 def as_json(result: Result) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.bench import figures, growth, machine, measure, peers, report
+from experiments.bench import figures, growth, machine, measure, peers, report, training
 from experiments.bench.measure import PASSES, Result
 from experiments.bench.settings import Bench
 
@@ -57,6 +57,10 @@ def _shapes(options: Bench, names: Sequence[str], written: dict[str, Any]) -> li
     guarded = growth.guard(growth.guarded(names), rounds, sample_seconds)
     if guarded:
         print("\n" + report.guard_lines(guarded), flush=True)
+    if not options.shapes and peers.REFERENCE in names:
+        steps = training.measure(training.configs(options.quick), rounds, sample_seconds)
+        print("\n" + report.training_table(steps), flush=True)
+        written["training"] = [report.training_as_json(row) for row in steps]
     written["shapes"] = [report.as_json(result) for result in results]
     written["guard"] = [row._asdict() for row in guarded]
     if options.plot is not None:

@@ -119,12 +119,11 @@ const uint8_t* bytes(const Bool& flags) { return reinterpret_cast<const uint8_t*
 
 ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "gru_jax: out of memory"); }
 
-// Runs a kernel on every part. Each thread's scratch is that of its part.
-ffi::Error each_part(const Call& call, const Parts& parts, int64_t scratch,
-                     const std::function<void(int64_t, float*)>& kernel) {
+// Runs a kernel on every part, with memory of its own.
+ffi::Error each_part(const Call& call, const Parts& parts, int64_t size, const std::function<void(int64_t, float*)>& kernel) {
   std::atomic<bool> failed{false};
   call.each(parts.count(), [&](int64_t part) {
-    Memory memory = allocate(scratch);
+    Memory memory = allocate(size);
     if (memory) {
       kernel(part, memory.get());
     } else {
@@ -132,6 +131,25 @@ ffi::Error each_part(const Call& call, const Parts& parts, int64_t scratch,
     }
   });
   return failed ? out_of_memory() : ffi::Error::Success();
+}
+
+// Runs a pass over every part. Threads for which there is no part help with the parts that there are.
+template <class Job>
+ffi::Error each_pass(const Call& call, const Parts& parts, const Pass<Job>& pass, const Sizes& largest,
+                     const std::function<Job(int64_t)>& job_of) {
+  const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
+  const int64_t chunk = aligned(pass.chunk_size(largest)), idle = call.threads - parts.count();
+  const int64_t slots = idle > 0 ? kInFlight : 1;
+  const int64_t size = slots * chunk + aligned(pass.carry_size(largest));
+  return each_part(call, parts, size, [&](int64_t part, float* memory) {
+    const Job job = job_of(part);
+    const auto slot = [&](int64_t i) { return memory + i % slots * chunk; };
+    const Stages stages = {call.kernels.chunks(job.in.sizes),
+                           [&](int64_t i) { pass.ahead(job, i, slot(i)); },
+                           [&](int64_t i) { pass.walk(job, i, slot(i), memory + slots * chunk); },
+                           [&](int64_t i) { pass.behind(job, i, slot(i)); }};
+    run_stages(stages, part < idle, call.schedule);
+  });
 }
 
 // The operands that the states and their gradient share.
@@ -191,10 +209,9 @@ ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F
   const Parts parts(axes.groups, axes.rows, rows_for(axes.groups, axes.rows, call.threads));
   const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), axes.D, axes.H, reset_after, reverse};
   if (axes.rows == 0) return ffi::Error::Success();
-  return each_part(call, parts, call.kernels.states_scratch(largest), [&](int64_t i, float* scratch) {
+  return each_pass<States>(call, parts, call.kernels.states, largest, [&](int64_t i) -> States {
     const int64_t row = parts.group(i) * axes.rows + parts.first(i);
-    const MutableSeries out = {hs->typed_data() + row * axes.H, axes.groups * axes.rows * axes.H};
-    call.kernels.states({o.part(parts, i, packed), out}, scratch);
+    return {o.part(parts, i, packed), {hs->typed_data() + row * axes.H, axes.groups * axes.rows * axes.H}};
   });
 }
 
@@ -229,16 +246,15 @@ ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias,
   const Memory partial = allocate(weights_wanted ? parts.count() * size + 3 * H : 0);
   if (!packed.memory || !partial) return out_of_memory();
   const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), D, H, reset_after, reverse};
-  ffi::Error error = each_part(call, parts, call.kernels.gradient_scratch(largest), [&](int64_t i, float* scratch) {
+  ffi::Error error = each_pass<Gradient>(call, parts, call.kernels.gradient, largest, [&](int64_t i) -> Gradient {
     const int64_t row = parts.group(i) * axes.rows + parts.first(i);
     float* d_x = d_xs->element_count() ? d_xs->typed_data() + row * D : nullptr;
-    const Gradient job = {o.part(parts, i, packed),
-                          {hs.typed_data() + row * H, all_rows * H},
-                          {ct.typed_data() + row * H, all_rows * H},
-                          {d_x, all_rows * D},
-                          d_h_0->typed_data() + row * H,
-                          weights_wanted ? partial.get() + i * size : nullptr};
-    call.kernels.gradient(job, scratch);
+    return {o.part(parts, i, packed),
+            {hs.typed_data() + row * H, all_rows * H},
+            {ct.typed_data() + row * H, all_rows * H},
+            {d_x, all_rows * D},
+            d_h_0->typed_data() + row * H,
+            weights_wanted ? partial.get() + i * size : nullptr};
   });
   if (error.failure() || !weights_wanted) return error;
   reduce(call, axes, parts, partial.get(), d_kernel, d_bias, d_recurrent, d_recurrent_bias,

@@ -5,24 +5,21 @@
 // time, from the inputs and the states; runs the transposed linearisation back; then multiplies its results with what entered
 // the gates. So nothing is kept from the forward pass but the states, and nothing goes through memory but inputs and outputs.
 
-// The rows of a chunk: what entered the products, x | h_in | (reset before) r ⊙ h_in, and the slots of pull.h.
+// A chunk: for each of its rows, over steps and sequences, what entered the products, x | h_in | (reset before) r ⊙ h_in, and
+// the slots of pull.h.
 struct Chunk {
   float *entered, *slots;
-  int64_t entered_stride, slots_stride, D, H, width;
+  int64_t entered_stride, slots_stride, D, H, width, first, steps;
+};
+
+// Where the operands of each row of a chunk are.
+struct Rows {
   const float* inputs[kChunk];
   const float* states[kChunk];
   const float* resets[kChunk];
   const float* h_tm1[kChunk];
   bool keep[kChunk];
-
-  INLINE_MEMBER void keep_slots(int64_t m, int64_t block, V r, V c_r, V c_z, V a_n, V z) const {
-    float* slot = slots + m * slots_stride + block * kLanes;
-    store(slot + kR * width, r);
-    store(slot + kCR * width, keep[m] ? c_r : V{});
-    store(slot + kCZ * width, keep[m] ? c_z : V{});
-    store(slot + kAN * width, keep[m] ? a_n : V{});
-    store(slot + kZ * width, keep[m] ? z : all(1.0f));
-  }
+  int64_t count;
 };
 
 // An update gate from its preactivation, with 1 − z beside it, each to full relative precision.
@@ -42,11 +39,22 @@ INLINE V tanh_of(V a) {
 
 struct Linearise {
   const Chunk* chunk;
+  const Rows* rows;
   const float *kernel, *recurrent, *bias, *recurrent_bias;
   int64_t D, H, width;
 
   INLINE_MEMBER const float* column_of(const float* packed, int64_t block, int64_t K) const {
     return packed + block * block_size(K);
+  }
+
+  INLINE_MEMBER void keep_slots(int64_t m, int64_t block, V r, V c_r, V c_z, V a_n, V z) const {
+    const bool keep = rows->keep[m];
+    float* slot = chunk->slots + m * chunk->slots_stride + block * kLanes;
+    store(slot + kR * width, r);
+    store(slot + kCR * width, keep ? c_r : V{});
+    store(slot + kCZ * width, keep ? c_z : V{});
+    store(slot + kAN * width, keep ? a_n : V{});
+    store(slot + kZ * width, keep ? z : all(1.0f));
   }
 };
 
@@ -62,7 +70,7 @@ struct LineariseAfter : Linearise {
         for (int g = 0; g < 3; ++g) acc[r][p][g] = load(bias + g * width + (block + p) * kLanes);
       }
     }
-    multiply<R, P, 3>(chunk->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
+    multiply<R, P, 3>(rows->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -71,7 +79,7 @@ struct LineariseAfter : Linearise {
         acc[r][p][2] = load(recurrent_bias + (block + p) * kLanes);
       }
     }
-    multiply<R, P, 3>(chunk->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
+    multiply<R, P, 3>(rows->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
@@ -79,9 +87,9 @@ struct LineariseAfter : Linearise {
         int64_t column = (block + p) * kLanes;
         V q = acc[i][p][2], e = exponential(-acc[i][p][0]), r = 1.0f / (1.0f + e);
         Update u = update_gate(acc[i][p][1]);
-        V n = tanh_of(x_n[i][p] + r * q), h = load(chunk->h_tm1[m + i] + column, H - column);
+        V n = tanh_of(x_n[i][p] + r * q), h = load(rows->h_tm1[m + i] + column, H - column);
         V a_n = u.rest * (1.0f - n * n);
-        chunk->keep_slots(m + i, block + p, r, a_n * q * (e * r * r), (h - n) * (u.z * u.rest), a_n, u.z);
+        keep_slots(m + i, block + p, r, a_n * q * (e * r * r), (h - n) * (u.z * u.rest), a_n, u.z);
       }
     }
   }
@@ -100,18 +108,18 @@ struct LineariseBeforeGates : Linearise {
         for (int g = 0; g < 2; ++g) acc[r][p][g] = load(bias + g * width + (block + p) * kLanes);
       }
     }
-    multiply<R, P, 2>(chunk->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
-    multiply<R, P, 2>(chunk->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
+    multiply<R, P, 2>(rows->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
+    multiply<R, P, 2>(rows->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
         int64_t column = (block + p) * kLanes;
         V e = exponential(-acc[i][p][0]), r = 1.0f / (1.0f + e);
-        V h_in = load(chunk->states[m + i] + column, H - column);
-        store((float*)chunk->resets[m + i] + column, r * h_in, H - column);
+        V h_in = load(rows->states[m + i] + column, H - column);
+        store((float*)rows->resets[m + i] + column, r * h_in, H - column);
         Update u = update_gate(acc[i][p][1]);
-        chunk->keep_slots(m + i, block + p, r, h_in * (e * r * r), u.z * u.rest, u.rest, u.z);
+        keep_slots(m + i, block + p, r, h_in * (e * r * r), u.z * u.rest, u.rest, u.z);
       }
     }
   }
@@ -127,15 +135,15 @@ struct LineariseBeforeCandidate : Linearise {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) acc[r][p][0] = load(bias + 2 * width + (block + p) * kLanes);
     }
-    multiply<R, P, 1>(chunk->inputs + m, D, column_of(kernel + 2 * packed_matrix(D, H), block, D), block_size(D), 0, acc);
-    multiply<R, P, 1>(chunk->resets + m, H, column_of(recurrent + 2 * packed_matrix(H, H), block, H), block_size(H), 0, acc);
+    multiply<R, P, 1>(rows->inputs + m, D, column_of(kernel + 2 * packed_matrix(D, H), block, D), block_size(D), 0, acc);
+    multiply<R, P, 1>(rows->resets + m, H, column_of(recurrent + 2 * packed_matrix(H, H), block, H), block_size(H), 0, acc);
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
         int64_t column = (block + p) * kLanes;
         float* slot = chunk->slots + (m + i) * chunk->slots_stride + column;
-        V n = tanh_of(acc[i][p][0]), h = load(chunk->h_tm1[m + i] + column, H - column);
+        V n = tanh_of(acc[i][p][0]), h = load(rows->h_tm1[m + i] + column, H - column);
         store(slot + kCZ * width, load(slot + kCZ * width) * (h - n));
         store(slot + kAN * width, load(slot + kAN * width) * (1.0f - n * n));
       }
@@ -147,40 +155,40 @@ static int64_t entered_stride(const Sizes& sizes) {
   return spread(sizes.in_features + (sizes.reset_after ? 1 : 2) * sizes.features);
 }
 
-// Gathers what entered the products at `count` steps from s on.
-static int64_t gather(const Gradient& job, int64_t s, int64_t count, Chunk& chunk) {
+// Gathers what entered the products.
+static void gather(const Gradient& job, const Chunk& chunk, Rows& rows) {
   const Recurrence& in = job.in;
   const int64_t D = chunk.D, H = chunk.H;
   int64_t m = 0;
-  for (int64_t i = s; i < s + count; ++i) {
-    const int64_t t = time_of(in.sizes, i);
+  for (int64_t s = chunk.first; s < chunk.first + chunk.steps; ++s) {
+    const int64_t t = time_of(in.sizes, s);
     for (int64_t row = 0; row < in.sizes.rows; ++row, ++m) {
       float* entered = chunk.entered + m * chunk.entered_stride;
-      chunk.inputs[m] = entered;
-      chunk.states[m] = entered + D;
-      chunk.resets[m] = entered + D + H;
-      chunk.h_tm1[m] = state_before(in, job.hs, i, row);
-      chunk.keep[m] = flag(in.mask, t, row, true);
+      rows.inputs[m] = entered;
+      rows.states[m] = entered + D;
+      rows.resets[m] = entered + D + H;
+      rows.h_tm1[m] = state_before(in, job.hs, s, row);
+      rows.keep[m] = flag(in.mask, t, row, true);
       copy(row_of(in.xs, t, row, D), entered, D);
       if (in.drop) {
-        times(chunk.h_tm1[m], in.drop + row * H, entered + D, H);
+        times(rows.h_tm1[m], in.drop + row * H, entered + D, H);
       } else {
-        copy(chunk.h_tm1[m], entered + D, H);
+        copy(rows.h_tm1[m], entered + D, H);
       }
     }
   }
-  return m;
+  rows.count = m;
 }
 
-static void linearise(const Recurrence& in, const Chunk& chunk, int64_t rows) {
+static void linearise(const Recurrence& in, const Chunk& chunk, const Rows& rows) {
   const Packed& w = in.weights;
-  const Linearise job = {&chunk, w.kernel, w.recurrent, w.bias, w.recurrent_bias, chunk.D, chunk.H, chunk.width};
+  const Linearise job = {&chunk, &rows, w.kernel, w.recurrent, w.bias, w.recurrent_bias, chunk.D, chunk.H, chunk.width};
   const int64_t blocks = chunk.width / kLanes;
   if (in.sizes.reset_after) {
-    cover<3>(LineariseAfter{job}, rows, blocks);
+    cover<3>(LineariseAfter{job}, rows.count, blocks);
   } else {
-    cover<2>(LineariseBeforeGates{job}, rows, blocks);
-    cover<1>(LineariseBeforeCandidate{job}, rows, blocks);
+    cover<2>(LineariseBeforeGates{job}, rows.count, blocks);
+    cover<1>(LineariseBeforeCandidate{job}, rows.count, blocks);
   }
 }
 
@@ -218,12 +226,12 @@ static void accumulate(const Chunk& chunk, int64_t rows, bool reset_after, float
 }
 
 // Cotangents of x: [d_r | d_z | d_n] Wᵀ.
-static void input_cotangents(const Gradient& job, const Chunk& chunk, int64_t s, int64_t rows) {
+static void input_cotangents(const Gradient& job, const Chunk& chunk, int64_t rows) {
   const Sizes& sizes = job.in.sizes;
   const float* a[kChunk];
   float* out[kChunk];
   for (int64_t m = 0; m < rows; ++m) {
-    const int64_t t = time_of(sizes, s + m / sizes.rows);
+    const int64_t t = time_of(sizes, chunk.first + m / sizes.rows);
     a[m] = chunk.slots + m * chunk.slots_stride + kCR * chunk.width;
     out[m] = job.d_xs.data + t * job.d_xs.step + m % sizes.rows * chunk.D;
   }
@@ -231,9 +239,25 @@ static void input_cotangents(const Gradient& job, const Chunk& chunk, int64_t s,
   cover<1>(product, rows, blocks_of(chunk.D));
 }
 
-static int64_t gradient_scratch(const Sizes& sizes) {
-  const int64_t rows = steps_per_chunk(sizes) * sizes.rows;
-  return rows * (entered_stride(sizes) + slots_stride(sizes.features)) + 2 * sizes.rows * padded(sizes.features) + 64;
+static int64_t chunk_size(const Sizes& sizes) {
+  return kChunk * (entered_stride(sizes) + slots_stride(sizes.features));
+}
+
+static int64_t gradient_carry_size(const Sizes& sizes) { return 2 * sizes.rows * padded(sizes.features); }
+
+// The steps of the i-th chunk from the end, and where it is in memory.
+static Chunk chunk_at(const Sizes& sizes, int64_t i, float* memory) {
+  const int64_t steps = steps_per_chunk(sizes), end = sizes.steps - i * steps, first = end > steps ? end - steps : 0;
+  const int64_t stride = entered_stride(sizes);
+  return {memory, memory + kChunk * stride, stride, slots_stride(sizes.features), sizes.in_features, sizes.features,
+          padded(sizes.features), first, end - first};
+}
+
+static void linearise_chunk(const Gradient& job, int64_t i, float* memory) {
+  const Chunk chunk = chunk_at(job.in.sizes, i, memory);
+  Rows rows;
+  gather(job, chunk, rows);
+  linearise(job.in, chunk, rows);
 }
 
 // The carry of rows that a step started from h_0 goes there, and ends.
@@ -247,34 +271,30 @@ static void end_at_start(const Gradient& job, int64_t s, float* carry) {
   }
 }
 
-static void gradient(const Gradient& job, float* scratch) {
+static void walk_back(const Gradient& job, int64_t i, float* memory, float* carry) {
   const Recurrence& in = job.in;
   const Sizes& sizes = in.sizes;
-  const int64_t rows = sizes.rows, H = sizes.features, width = padded(H), steps = steps_per_chunk(sizes);
-  Arena arena = {scratch};
-  Chunk chunk;
-  chunk.D = sizes.in_features, chunk.H = H, chunk.width = width;
-  chunk.entered_stride = entered_stride(sizes), chunk.slots_stride = slots_stride(H);
-  chunk.entered = arena.take(steps * rows * chunk.entered_stride);
-  chunk.slots = arena.take(steps * rows * chunk.slots_stride);
-  float* carry = arena.take(rows * width);
-  float* before = arena.take(rows * width);
-  __builtin_memset(carry, 0, rows * width * sizeof(float));
-  __builtin_memset(job.d_h_0, 0, rows * H * sizeof(float));
-  if (job.d_weights) __builtin_memset(job.d_weights, 0, gradient_size(chunk.D, H) * sizeof(float));
-
-  for (int64_t end = sizes.steps; end > 0;) {
-    const int64_t start = end > steps ? end - steps : 0;
-    const int64_t m = gather(job, start, end - start, chunk);
-    linearise(in, chunk, m);
-    for (int64_t s = end; s-- > start;) {
-      const float* ct = job.ct.data + time_of(sizes, s) * job.ct.step;
-      float* slots = chunk.slots + (s - start) * rows * chunk.slots_stride;
-      pull(sizes, ct, nullptr, slots, carry, before, in.drop, in.weights.recurrent_transposed);
-      if (s == 0 || in.resets.data) end_at_start(job, s, carry);
-    }
-    if (job.d_weights) accumulate(chunk, m, sizes.reset_after, job.d_weights);
-    if (job.d_xs.data) input_cotangents(job, chunk, start, m);
-    end = start;
+  const Chunk chunk = chunk_at(sizes, i, memory);
+  const int64_t rows = sizes.rows, size = rows * chunk.width;
+  if (i == 0) {
+    __builtin_memset(carry, 0, size * sizeof(float));
+    __builtin_memset(job.d_h_0, 0, rows * chunk.H * sizeof(float));
   }
+  for (int64_t s = chunk.first + chunk.steps; s-- > chunk.first;) {
+    const float* ct = job.ct.data + time_of(sizes, s) * job.ct.step;
+    float* slots = chunk.slots + (s - chunk.first) * rows * chunk.slots_stride;
+    pull(sizes, ct, nullptr, slots, carry, carry + size, in.drop, in.weights.recurrent_transposed);
+    if (s == 0 || in.resets.data) end_at_start(job, s, carry);
+  }
+}
+
+// What the cotangents of the gates amount to for the weights and the inputs.
+static void contract(const Gradient& job, int64_t i, float* memory) {
+  const Chunk chunk = chunk_at(job.in.sizes, i, memory);
+  const int64_t rows = chunk.steps * job.in.sizes.rows;
+  if (job.d_weights) {
+    if (i == 0) __builtin_memset(job.d_weights, 0, gradient_size(chunk.D, chunk.H) * sizeof(float));
+    accumulate(chunk, rows, job.in.sizes.reset_after, job.d_weights);
+  }
+  if (job.d_xs.data) input_cotangents(job, chunk, rows);
 }

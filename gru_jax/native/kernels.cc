@@ -31,8 +31,10 @@ namespace {
 
 extern const Kernels GRU_NAME(kernels_, GRU_ISA);
 const Kernels GRU_NAME(kernels_, GRU_ISA) = {
-    GRU_STRING(GRU_ISA), packed_size, pack_weights,     gradient_size, reduce,         states_scratch,
-    states,              gradient_scratch, gradient, linear_scratch, linear,
+    GRU_STRING(GRU_ISA), packed_size, pack_weights,     gradient_size, reduce, chunks,
+    {projected_size, states_carry_size, project, walk_states, leave},
+    {chunk_size, gradient_carry_size, linearise_chunk, walk_back, contract},
+    linear_scratch, linear,
 };
 
 }  // namespace gru_jax

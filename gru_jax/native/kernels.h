@@ -90,7 +90,19 @@ struct WeightGradients {
   float *kernel, *recurrent, *bias, *recurrent_bias;
 };
 
-// One instruction set's kernels. `scratch` is aligned to 64 bytes; its length in floats is what `*_scratch` says.
+// A pass over all steps of a part, in chunks of time, i = 0, 1, … in the direction of the pass. What a chunk needs before the
+// recurrence, and what is made of it thereafter, is parallel over time: `ahead` and `behind`, which another thread may do. Only
+// `walk` must see the chunks one after the other. Sizes are in floats, and enough for a part of fewer rows, too.
+template <class Job>
+struct Pass {
+  int64_t (*chunk_size)(const Sizes&);  // of the memory that hands a chunk on from stage to stage
+  int64_t (*carry_size)(const Sizes&);  // of the memory that the walk keeps from chunk to chunk
+  void (*ahead)(const Job&, int64_t i, float* chunk);
+  void (*walk)(const Job&, int64_t i, float* chunk, float* carry);
+  void (*behind)(const Job&, int64_t i, float* chunk);
+};
+
+// One instruction set's kernels. Memory is aligned to 64 bytes; that of `linear` is `linear_scratch` floats.
 struct Kernels {
   const char* name;
   int64_t (*packed_size)(const Weights&);
@@ -98,10 +110,9 @@ struct Kernels {
   int64_t (*gradient_size)(int64_t in_features, int64_t features);
   void (*reduce)(const float* partial, int64_t parts, int64_t in_features, int64_t features, int64_t first,
                  int64_t last, const WeightGradients& to);
-  int64_t (*states_scratch)(const Sizes&);
-  void (*states)(const States&, float* scratch);
-  int64_t (*gradient_scratch)(const Sizes&);
-  void (*gradient)(const Gradient&, float* scratch);
+  int64_t (*chunks)(const Sizes&);  // of a pass
+  Pass<States> states;
+  Pass<Gradient> gradient;
   int64_t (*linear_scratch)(const Sizes&);
   void (*linear)(const Linear&, bool transposed, float* scratch);
 };

@@ -75,7 +75,7 @@ template <int R, int P, class Tile>
 INLINE void spans(const Tile& tile, int64_t row, int64_t block, int64_t end) {
   for (; block + P <= end; block += P) tile.template run<R, P>(row, block);
   if constexpr (P > 1) {
-    if (block < end) spans<R, P / 2>(tile, row, block, end);
+    if (block < end) spans<R, (P > 4 ? P / 2 : P - 1)>(tile, row, block, end);
   }
 }
 

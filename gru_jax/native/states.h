@@ -104,15 +104,19 @@ struct ResetBeforeCandidate : Step {
   }
 };
 
-// Pointers to x of `count` steps from s on, and their projection x W + b into `projected` (steps, rows, 3, padded H).
-static void project(const Recurrence& in, int64_t s, int64_t count, float* projected) {
+static int64_t projected_size(const Sizes& sizes) { return kChunk * 3 * padded(sizes.features); }
+
+// The projection x W + b of a chunk: (steps, rows, 3, padded H).
+static void project(const States& job, int64_t i, float* projected) {
+  const Recurrence& in = job.in;
   const Sizes& sizes = in.sizes;
+  const int64_t chunk = steps_per_chunk(sizes), first = i * chunk, count = least(chunk, sizes.steps - first);
   const float* a[kChunk];
   float* out[kChunk];
   int64_t width = 3 * padded(sizes.features), m = 0;
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t s = first; s < first + count; ++s) {
     for (int64_t row = 0; row < sizes.rows; ++row, ++m) {
-      a[m] = row_of(in.xs, time_of(sizes, s + i), row, sizes.in_features);
+      a[m] = row_of(in.xs, time_of(sizes, s), row, sizes.in_features);
       out[m] = projected + m * width;
     }
   }
@@ -120,25 +124,18 @@ static void project(const Recurrence& in, int64_t s, int64_t count, float* proje
   cover<1>(product, m, width / kLanes);
 }
 
-static int64_t states_scratch(const Sizes& sizes) {
-  int64_t H = padded(sizes.features);
-  return steps_per_chunk(sizes) * sizes.rows * 3 * H + 2 * sizes.rows * H + 64;
-}
+static int64_t states_carry_size(const Sizes& sizes) { return 2 * sizes.rows * padded(sizes.features); }
 
-static void states(const States& job, float* scratch) {
+static void walk_states(const States& job, int64_t i, float* projected, float* carry) {
   const Recurrence& in = job.in;
   const Sizes& sizes = in.sizes;
   const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), chunk = steps_per_chunk(sizes);
   const Series hs = {job.hs.data, job.hs.step};
-  Arena arena = {scratch};
-  float* projected = arena.take(chunk * rows * 3 * width);
-  float* dropped = arena.take(rows * width);
-  float* reset = arena.take(rows * width);
+  float *dropped = carry, *reset = carry + rows * width;
   const float *h_in[kChunk], *h_tm1[kChunk], *reset_rows[kChunk];
   for (int64_t row = 0; row < rows; ++row) reset_rows[row] = reset + row * width;
 
-  for (int64_t s = 0; s < sizes.steps; ++s) {
-    if (s % chunk == 0) project(in, s, least(chunk, sizes.steps - s), projected);
+  for (int64_t s = i * chunk; s < least((i + 1) * chunk, sizes.steps); ++s) {
     const int64_t t = time_of(sizes, s);
     for (int64_t row = 0; row < rows; ++row) {
       h_in[row] = h_tm1[row] = state_before(in, hs, s, row);
@@ -167,3 +164,5 @@ static void states(const States& job, float* scratch) {
     }
   }
 }
+
+static void leave(const States&, int64_t, float*) {}

@@ -1,6 +1,6 @@
 // How a part of a sequence is walked through: order of the steps, states before a step, scratch. Included once by each unit.
 
-constexpr int kChunk = 128;  // rows, over steps and sequences, that are held in the second-level cache at a time
+constexpr int kChunk = 128;  // rows, at most, over steps and sequences, that are held in the second-level cache at a time
 
 // Slices of scratch memory, each aligned to a cache line.
 struct Arena {
@@ -18,6 +18,11 @@ struct Arena {
 INLINE int64_t spread(int64_t n) { return (n + 15) / 16 % 2 ? (n + 15) / 16 * 16 : (n + 15) / 16 * 16 + 16; }
 
 INLINE int64_t steps_per_chunk(const Sizes& sizes) { return sizes.rows < kChunk ? kChunk / sizes.rows : 1; }
+
+static int64_t chunks(const Sizes& sizes) {
+  const int64_t steps = steps_per_chunk(sizes);
+  return (sizes.steps + steps - 1) / steps;
+}
 
 // The time at which the s-th step in the direction of the recurrence happens.
 INLINE int64_t time_of(const Sizes& sizes, int64_t s) { return sizes.reverse ? sizes.steps - 1 - s : s; }

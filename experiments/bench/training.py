@@ -1,0 +1,99 @@
+"""The training step of `python -m experiments train`, and the same with `flax.nnx.RNN(GRUCell)` in place of our GRU."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import config, models, training
+from experiments.bench import peers, timing
+from experiments.bench.timing import Timing
+from experiments.config import Config
+
+TASKS = ("adding", "copy")
+MODELS = ("gru_jax", peers.REFERENCE)
+STEPS = 10
+"""Optimizer steps in a timed call."""
+SMALL: dict[str, Any] = {"length": 20, "hidden": 16, "batch": 8}
+
+Apply = Callable[[Any, jax.Array], jax.Array]
+"""Parameters and inputs (S, B, D) to outputs (S, B, K)."""
+
+
+class TrainingStep(NamedTuple):
+    """What a training step costs with one model.
+
+    Attributes:
+      config: the run that takes such steps.
+      model: one of `MODELS`.
+      timing: of a step.
+      speedup: how many times as fast as the reference, the median over rounds.
+      difference: of the first step's loss from ours, as a share of it.
+    """
+
+    config: Config
+    model: str
+    timing: Timing
+    speedup: float
+    difference: float
+
+
+def configs(quick: bool) -> list[Config]:
+    """The default runs of the tasks; small ones if quick."""
+    defaults = [config.defaults(task).config for task in TASKS]
+    return [dataclasses.replace(one, **SMALL) for one in defaults] if quick else defaults
+
+
+def measure(runs: Iterable[Config], rounds: int, sample_seconds: float) -> list[TrainingStep]:
+    """Times the training step of each run with each model, in turn."""
+    rows = []
+    for run in runs:
+        state = training.init(run)
+        programs = {MODELS[0]: _program(run, models.apply, state), MODELS[1]: _program(run, *_flax(state))}
+        first = {model: float(program()[0]) for model, program in programs.items()}
+        timings = timing.interleave(programs, rounds, sample_seconds)
+        for model, taken in timings.items():
+            step = Timing(taken.repetitions, tuple(seconds / STEPS for seconds in taken.seconds))
+            speedup = timing.ratio(timings[peers.REFERENCE], taken)
+            difference = abs(first[model] - first[MODELS[0]]) / abs(first[MODELS[0]])
+            rows.append(TrainingStep(run, model, step, speedup, difference))
+    return rows
+
+
+def _program(run: Config, apply: Apply, state: training.State) -> Callable[[], np.ndarray]:
+    """A call that takes `STEPS` steps and returns their losses."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def steps(run: Config, state: training.State) -> jax.Array:
+        return jax.lax.scan(lambda state, _: training.train_step(run, apply, state), state, length=STEPS)[1]
+
+    return lambda: np.asarray(steps(run, state))
+
+
+def _flax(state: training.State) -> tuple[Apply, training.State]:
+    """The same model with `nnx.RNN(nnx.GRUCell)`, which has no recurrent bias; and its state before the first step."""
+    from flax import nnx
+
+    ours: models.Params = state.params
+    layer = nnx.RNN(
+        nnx.GRUCell(ours.gru.in_features, ours.gru.features, rngs=nnx.Rngs(0)), time_major=True, rngs=nnx.Rngs(0)
+    )
+    parts: Any = nnx.split(layer, nnx.Param, ...)
+    graph, weights, rest = parts
+    cell = weights["cell"]
+    cell["dense_i"]["kernel"].set_value(ours.gru.kernel)
+    cell["dense_i"]["bias"].set_value(ours.gru.bias)
+    cell["dense_h"]["kernel"].set_value(ours.gru.recurrent_kernel)
+
+    def apply(params, inputs):
+        weights, kernel, bias = params
+        carry = jnp.zeros((inputs.shape[1], ours.gru.features), inputs.dtype)
+        return nnx.merge(graph, weights, rest)(inputs, initial_carry=carry) @ kernel + bias
+
+    params = (weights, ours.kernel, ours.bias)
+    opt_state = training.optimizer(1.0, 1.0).init(params)  # its state depends on neither rate nor clip
+    return apply, state._replace(params=params, opt_state=opt_state)

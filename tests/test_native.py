@@ -1,0 +1,380 @@
+"""The native kernels in float32 against autodiff of the plain scan in float64; threads, instruction sets, settings."""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gru_jax
+from gru_jax import lowering
+from tests.cases import OPTIONS, native_is_installed, problem
+from tests.test_derivatives import AXES, OPERATORS, WRT, scalar, stacked, tangents
+
+CELLS = {"after": gru_jax.CUDNN, "before": gru_jax.CHO2014}
+ACCURACY = 2e-6  # of float32, relative to the largest entry
+native = pytest.mark.skipif(not native_is_installed, reason="the native kernels are not installed")
+each_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+
+
+def check(got, want, accuracy=ACCURACY):
+    """Every array within `accuracy` of its exact value, relative to its largest entry."""
+    for x, exact in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        exact = np.asarray(exact, np.float64)
+        assert x.dtype == jnp.float32
+        np.testing.assert_allclose(np.asarray(x, np.float64), exact, rtol=0, atol=accuracy * abs(exact).max(initial=0))
+
+
+def single(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, tree)
+
+
+def native_and_exact(function, *args):
+    """`function(method)(*args)` with the native kernels, and in float64 with the scan."""
+    compiled = jax.jit(function("native")).lower(*single(args)).compile()
+    assert "gru_jax_" in compiled.as_text()
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, single(args))
+    return compiled(*single(args)), jax.jit(function("scan"))(*rounded)
+
+
+def random_problem(seed):
+    """Sizes, options and values at random: odd widths, one row, one step, many rows and steps."""
+    rng = np.random.default_rng(seed)
+    steps, batch, in_features, features = (int(rng.integers(1, most)) for most in (150, 70, 80, 80))
+    cell = gru_jax.GRU(reset_after=bool(rng.integers(2)))
+
+    def normal(*shape, fan_in=1):
+        return jnp.asarray(rng.standard_normal(shape) / fan_in**0.5, jnp.float32)
+
+    use_bias = rng.random() < 0.8
+    params = gru_jax.Params(
+        normal(in_features, 3 * features, fan_in=in_features),
+        normal(features, 3 * features, fan_in=features),
+        normal(3 * features) if use_bias else None,
+        normal(features) if use_bias and cell.reset_after else None,
+    )
+    options = {
+        "mask": jnp.asarray(rng.random((steps, batch)) < 0.8),
+        "lengths": jnp.asarray(rng.integers(0, steps + 1, batch)),
+        "resets": jnp.asarray(rng.random((steps, batch)) < 0.1),
+        "recurrent_dropout_mask": jnp.asarray((rng.random((batch, features)) < 0.7) / 0.7, jnp.float32),
+    }
+    given = {name: value for name, value in options.items() if rng.random() < 0.5}
+    ct = normal(steps, batch, features), normal(batch, features)
+    args = params, normal(steps, batch, in_features), normal(batch, features)
+    return cell, args, given, bool(rng.integers(2)), ct
+
+
+@native
+@pytest.mark.parametrize("seed", range(24))
+def test_random_sizes_and_options(seed):
+    cell, args, options, reverse, ct = random_problem(seed)
+
+    def function(method):
+        def value_and_gradient(args, options, ct):
+            run = lambda *a: gru_jax.unroll(cell, *a, **options, reverse=reverse, method=method)  # noqa: E731
+            outputs, pull = jax.vjp(run, *args)
+            return outputs, pull(ct[::-1])
+
+        return value_and_gradient
+
+    check(*native_and_exact(function, args, options, ct))
+
+
+@native
+@pytest.mark.parametrize("sizes", [(5, 3, 300, 200), (3, 100, 4, 300), (700, 1, 20, 40)], ids=str)
+@each_cell
+def test_particular_sizes(cell, sizes):
+    """Weights larger than a cache; so few rows and so many steps that a thread without rows helps."""
+    steps, batch, in_features, features = sizes
+    params = cell.init(jax.random.key(0), in_features, features)
+    xs = jax.random.normal(jax.random.key(1), (steps, batch, in_features), jnp.float32)
+
+    def function(method):
+        return jax.value_and_grad(
+            lambda params, xs: (gru_jax.unroll(cell, params, xs, method=method)[1] ** 2).mean(), 0
+        )
+
+    check(*native_and_exact(function, params, xs))
+
+
+def in_another_process(isa, *command):
+    return subprocess.run(
+        [sys.executable, *command], env=os.environ | {"GRU_JAX_NATIVE_ISA": isa}, capture_output=True, text=True
+    )
+
+
+@native
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+def test_every_instruction_set(isa):
+    """Some of the tests above once more, in a process that uses another one than this."""
+    from gru_jax import _native
+
+    if isa == _native.isa():
+        pytest.skip("it is the one of this process")
+    if "expected an instruction set of this processor" in in_another_process(isa, "-c", "import gru_jax").stderr:
+        pytest.skip(f"this processor has no {isa}")
+    tests = [f"{__file__}::{test_random_sizes_and_options.__name__}[{seed}]" for seed in range(8)]
+    tests.append(f"{__file__}::{test_particular_sizes.__name__}")
+    done = in_another_process(isa, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "14 passed" in done.stdout
+
+
+@native
+def test_an_unknown_instruction_set_is_refused():
+    done = in_another_process("sse9", "-c", "import gru_jax")
+    assert "GRU_JAX_NATIVE_ISA: expected an instruction set of this processor" in done.stderr
+    assert "got 'sse9'" in done.stderr
+
+
+# --- Derivatives and vmap ---------------------------------------------------------------------------------------------
+
+
+@native
+@pytest.mark.parametrize(("operator", "options"), [("value_and_grad", "plain"), *((name, "all") for name in OPERATORS)])
+@each_cell
+def test_every_derivative(cell, operator, options):
+    p = problem(cell, OPTIONS[options])
+    static = {name: value for name, value in p.options.items() if name == "reverse"}
+    arrays = {name: value for name, value in p.options.items() if name not in static}
+
+    def function(method):
+        return lambda arrays, *args: OPERATORS[operator](scalar(cell, {**arrays, **static}, method))(*args)
+
+    # Rounding grows with each order, in whatever float32 program.
+    accuracy = ACCURACY if operator in ("value_and_grad", "checkpointed", "checkpointed_states") else 1e-5
+    check(*native_and_exact(function, arrays, *p[:3]), accuracy)
+
+
+@native
+@pytest.mark.parametrize("operator", [jax.hessian, jax.jacfwd, jax.jacrev], ids=lambda f: f.__name__)
+@each_cell
+def test_whole_matrices(cell, operator):
+    p = problem(cell, ("mask", "resets"), steps=3)
+
+    def function(method):
+        def run(*args):
+            h_last, hs = gru_jax.unroll(cell, *args, method=method, **p.options)
+            return (jnp.sin(hs).sum() + (h_last**3).sum()) if operator is jax.hessian else (h_last, hs)
+
+        return operator(run, WRT)
+
+    check(*native_and_exact(function, *p[:3]), 1e-5)
+
+
+@native
+@pytest.mark.parametrize("axes", AXES)
+@each_cell
+def test_vmap(cell, axes):
+    p = problem(cell, ("mask", "resets"))
+    args = *p[:3], p.options["mask"], p.options["resets"]
+    args = [stacked(arg, axis) for arg, axis in zip(args, AXES[axes], strict=True)]
+
+    def function(method):
+        def value_and_grad(params, xs, h_0, mask, resets):
+            return jax.value_and_grad(scalar(cell, {"mask": mask, "resets": resets}, method), WRT)(params, xs, h_0)
+
+        return jax.vmap(value_and_grad, AXES[axes])
+
+    check(*native_and_exact(function, *args))
+
+
+@native
+@pytest.mark.parametrize("order", [("weights", "inputs"), ("inputs", "weights"), ("weights", "weights")])
+@each_cell
+def test_vmap_in_vmap(cell, order):
+    p = problem(cell, ("mask", "resets"))
+    args = *p[:3], p.options["mask"], p.options["resets"]
+    outer, inner = (AXES[axes] for axes in order)
+    args = [stacked(stacked(arg, i, 2), o, 3) for arg, i, o in zip(args, inner, outer, strict=True)]
+
+    def function(method):
+        def tangent_and_grad(params, xs, h_0, mask, resets):
+            f, moving = scalar(cell, {"mask": mask, "resets": resets}, method), (params, xs, h_0)
+            return jax.grad(f, WRT)(*moving), jax.jvp(f, moving, tangents(moving))[1]
+
+        return jax.vmap(jax.vmap(tangent_and_grad, inner), outer)
+
+    check(*native_and_exact(function, *args), 1e-5)
+
+
+# --- Threads ----------------------------------------------------------------------------------------------------------
+
+
+def gradient(args, options, cell=gru_jax.CUDNN):
+    def loss(*args):
+        return (gru_jax.unroll(cell, *args, **options, method="native")[1] ** 2).sum()
+
+    return jax.jit(jax.value_and_grad(loss, WRT)).lower(*args).compile()
+
+
+@native
+@pytest.mark.parametrize(("batch", "steps"), [(300, 80), (2, 5000)])
+@each_cell
+def test_results_do_not_depend_on_the_number_of_threads(cell, batch, steps, monkeypatch):
+    args = single(problem(cell, batch=(batch,), steps=steps)[:3])
+    results = []
+    for threads in (1, 2, 3, 0):
+        monkeypatch.setattr(gru_jax.config, "native_threads", threads)
+        results.append(gradient(args, {}, cell)(*args))
+    for result in results[1:]:
+        chex.assert_trees_all_equal(result, results[0])
+
+
+@native
+def test_calls_at_the_same_time():
+    """Each call shares XLA's threads with the others; none may wait for one that has not begun."""
+    args = single(problem(gru_jax.CUDNN, batch=(300,), steps=80)[:3])
+    compiled = gradient(args, {})
+    expected = compiled(*args)
+
+    def calls(_):
+        return [jax.block_until_ready(compiled(*args)) for _ in range(10)]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        for results in threads.map(calls, range(8), timeout=300):
+            for result in results:
+                chex.assert_trees_all_equal(result, expected)
+
+
+# --- What takes which way ---------------------------------------------------------------------------------------------
+
+
+def run(method="auto", cell=gru_jax.CUDNN):
+    return lambda params, xs: gru_jax.unroll(cell, params, xs, method=method)[1].sum()
+
+
+def arguments(dtype=jnp.float32):
+    return tuple(problem(gru_jax.CUDNN, dtype=dtype)[:2])
+
+
+def program(function, *args):
+    return jax.jit(function).lower(*args).compile().as_text()
+
+
+OBSTACLES = {
+    "float64": (gru_jax.CUDNN, jnp.float64, "the kernels are for float32, got float64"),
+    "bfloat16": (gru_jax.CUDNN, jnp.bfloat16, "the kernels are for float32, got bfloat16, float32"),
+    "sigmoid candidate": (gru_jax.GOODFELLOW, jnp.float32, "the cell has other activations than sigmoid and tanh"),
+}
+
+
+@native
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_native_cannot_do_takes_the_way_of_xla(obstacle):
+    cell, dtype, why = OBSTACLES[obstacle]
+    args = arguments(dtype)
+    if cell == gru_jax.GOODFELLOW:
+        args = (args[0]._replace(recurrent_bias=None), args[1])
+    assert [*gru_jax.lowerings(jax.grad(run(cell=cell)))(*args)] == [
+        ("gru_states", False, why),
+        ("gru_pull", False, why),
+    ]
+    assert "gru_jax_states" not in program(jax.grad(run(cell=cell)), *args)
+    with pytest.raises(ValueError, match=f'method="native" is not to be had here: {why}'):
+        run("native", cell)(*args)
+
+
+@native
+def test_lowerings_name_the_instruction_set():
+    from gru_jax import _native
+
+    isa = _native.isa()
+    assert gru_jax.lowerings(jax.grad(run()))(*arguments()) == [("gru_states", True, isa), ("gru_pull", True, isa)]
+    tangent = lambda *args: jax.jvp(run(), args, args)  # noqa: E731
+    assert [x[:2] for x in gru_jax.lowerings(jax.jit(tangent))(*arguments())] == [
+        ("gru_states", True),
+        ("gru_push", False),
+    ]
+    assert program(tangent, *arguments()).count("gru_jax_linear") == 1
+    assert gru_jax.lowerings(run("scan"))(*arguments()) == []
+
+
+@native
+def test_a_setting_turns_them_off(monkeypatch):
+    monkeypatch.setattr(gru_jax.config, "native", False)
+    assert "gru_jax_" not in program(jax.grad(run()), *arguments())
+    with pytest.raises(ValueError, match=r"config\.native is False"):
+        run("native")(*arguments())
+
+
+def test_without_the_kernels(monkeypatch):
+    monkeypatch.setattr(lowering, "missing", "the native kernels are not installed")
+    assert "gru_jax_" not in program(jax.grad(run()), *arguments())
+    with pytest.raises(ValueError, match='method="native" is not to be had here: the native kernels are not installed'):
+        run("native")(*arguments())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("GRU_JAX_NATIVE", "no", "GRU_JAX_NATIVE must be 0 or 1, got 'no'"),
+        ("GRU_JAX_NATIVE_THREADS", "-1", "GRU_JAX_NATIVE_THREADS must be an integer, 0 or more, got '-1'"),
+    ],
+)
+def test_bad_environment_is_refused(variable, value, message, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=message):
+        gru_jax.settings.from_environment()
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("GRU_JAX_NATIVE", "0")
+    monkeypatch.setenv("GRU_JAX_NATIVE_THREADS", "3")
+    assert gru_jax.settings.from_environment() == gru_jax.settings.Config(native=False, native_threads=3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "error"),
+    [("native", 1, TypeError), ("native_threads", -1, ValueError), ("threads", 2, AttributeError)],
+)
+def test_bad_settings_are_refused(setting, value, error):
+    with pytest.raises(error, match=setting):
+        setattr(gru_jax.config, setting, value)
+
+
+@native
+@each_cell
+def test_an_exported_program_is_portable(cell):
+    args = single(problem(cell)[:2])
+    steps, batch = jax.export.symbolic_shape("steps, batch")
+    specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    exported = jax.export.export(jax.jit(jax.grad(run(cell=cell))), platforms=("cpu", "cuda", "tpu"))(
+        specs[0], jax.ShapeDtypeStruct((steps, batch, args[1].shape[-1]), jnp.float32)
+    )
+    assert "gru_jax_" not in exported.mlir_module()
+    check(exported.call(*args), jax.jit(jax.grad(run("scan", cell)))(*args))
+
+
+@native
+@each_cell
+def test_nan_stays_in_its_row_and_reaches_its_gradients(cell):
+    p = single(problem(cell, batch=(20,))[:3])
+    xs = p[1].at[2, 7].set(jnp.nan)
+    hs = gru_jax.unroll(cell, p[0], xs, p[2], method="native")[1]
+    spoilt = jnp.zeros(hs.shape[:2], bool).at[2:, 7].set(True)
+    assert jnp.array_equal(jnp.isnan(hs), jnp.broadcast_to(spoilt[..., None], hs.shape))
+    d_params, d_xs = jax.grad(run("native", cell), (0, 1))(p[0], xs)
+    assert jnp.isnan(d_params.kernel).all()
+    assert jnp.array_equal(jnp.isnan(d_xs).all((0, 2)), jnp.arange(20) == 7)
+
+
+@native
+@each_cell
+def test_gradients_that_vanish_are_as_those_of_the_scan(cell):
+    """Over a long time they pass through numbers too small for full precision."""
+    p = problem(cell, steps=2000)
+    params = p.params._replace(recurrent_kernel=0.1 * p.params.recurrent_kernel)
+
+    def function(method):
+        return jax.grad(lambda h_0: gru_jax.unroll(cell, *single((params, p.xs)), h_0, method=method)[0].sum())
+
+    compiled = jax.jit(function("native"))(single(p.h_0))
+    assert jnp.abs(compiled).max() < 1e-37
+    assert jnp.isfinite(compiled).all()
