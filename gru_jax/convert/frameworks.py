@@ -4,6 +4,7 @@ What differs between cells is data, in `gru_jax.convert.layouts`. How layers and
 more than a table can say: each framework has two functions for it.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def from_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = None, 
     layers = [list(layer) for layer in weights] if _is_nested(weights) else [list(weights)]
     if config is not None:
         reset_after = _check_keras(config)
-    cells: list[tuple[str, layouts.Leaves]] = []
+    cells: list[layouts.Found] = []
     cell = CUDNN if reset_after else CHO2014
     for i, layer in enumerate(layers):
         if len(layer) not in (2, 3, 4, 6):
@@ -58,7 +59,7 @@ def from_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = None, 
                 bias = layouts.array_of(arrays[2])
                 cell = CUDNN if bias.ndim == 2 else CHO2014
                 named |= {"bias[0]": bias[0], "bias[1]": bias[1]} if bias.shape[:-1] == (2,) else {"bias": bias}
-            cells.append((where + ".", named))
+            cells.append(layouts.Found(named, where + "."))
     layout = layouts.KERAS if cell == CUDNN else layouts.KERAS_BEFORE
     return layouts.model_of(layout, cells, cell, len(layers))
 
@@ -173,7 +174,7 @@ def to_nnx(model: Model) -> dict[str, Any]:
 
 def _from_flax(tree: Any, where: str, cell: GRU, known: Sequence[layouts.Layout]) -> Model:
     leaves = dict(layouts.leaves_of(tree))
-    layers: dict[int, list[tuple[str, layouts.Leaves]]] = {}
+    layers: dict[int, list[layouts.Found]] = {}
     numbers = {int(match[1]) for name in leaves if (match := re.match(r"layers_(\d+)\.", name))}
     for number in range(max(numbers, default=0) + 1):
         of_layer = f"layers_{number}." if numbers else ""
@@ -184,11 +185,11 @@ def _from_flax(tree: Any, where: str, cell: GRU, known: Sequence[layouts.Layout]
                 prefix = ""
             taken = {name: leaves.pop(name) for name in list(leaves) if name.startswith(prefix)}
             own = {name.removeprefix(prefix): value for name, value in taken.items()}
-            layers.setdefault(number, []).append((f"{where}: {prefix}", own))
+            layers.setdefault(number, []).append(layouts.Found(own, f"{where}: {prefix}"))
     if leaves:
         raise ValueError(f"{where} must have the parameters of one GRU only, got {sorted(leaves)} too")
     cells = [one for number in sorted(layers) for one in layers[number]]
-    fitting = [layout for layout in known if layout.recurrent_kernel[0] in cells[0][1]]
+    fitting = [layout for layout in known if layout.recurrent_kernel[0] in cells[0].leaves]
     return layouts.model_of((fitting or known)[0], cells, cell, len(layers))
 
 
@@ -228,7 +229,7 @@ def from_haiku(params: Mapping[str, Any]) -> Model:
         return tuple(map(int, re.findall(r"_(\d+)(?:/|$)", name)))
 
     cells = [
-        (f"params: {name}{'.' if name else ''}", dict(layouts.leaves_of(modules[name])))
+        layouts.Found(dict(layouts.leaves_of(modules[name])), f"params: {name}{'.' if name else ''}")
         for name in sorted(modules, key=number)
     ]
     return layouts.model_of(layouts.HAIKU, cells, CHO2014, len(cells))
@@ -265,8 +266,10 @@ def from_equinox(cells: Any) -> Model:
     layers = list(cells) if isinstance(cells, list | tuple) else [cells]
     found = []
     for i, cell in enumerate(layers):
-        get = cell.get if isinstance(cell, Mapping) else lambda name, cell=cell: getattr(cell, name, None)
-        found.append((f"cells[{i}].", {name: layouts.array_of(get(name)) for name in names if get(name) is not None}))
+        get = cell.get if isinstance(cell, Mapping) else functools.partial(getattr, cell)
+        arrays = {name: get(name, None) for name in names}
+        leaves = {name: layouts.array_of(value) for name, value in arrays.items() if value is not None}
+        found.append(layouts.Found(leaves, f"cells[{i}]."))
     return layouts.model_of(layouts.EQUINOX, found, CUDNN, len(layers))
 
 

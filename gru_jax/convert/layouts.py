@@ -31,6 +31,7 @@ class Layout(NamedTuple):
     recurrent_bias: tuple[str, ...] = ()
 
 
+TORCH = Layout(packing.TORCH, ("weight_ih",), ("weight_hh",), ("bias_ih",), ("bias_hh",))
 KERAS = Layout(packing.KERAS, ("kernel",), ("recurrent_kernel",), ("bias[0]",), ("bias[1]",))
 KERAS_BEFORE = Layout(packing.KERAS_BEFORE, ("kernel",), ("recurrent_kernel",), ("bias",))
 LINEN = Layout(
@@ -46,49 +47,75 @@ HAIKU = Layout(packing.HAIKU, ("w_i",), ("w_h",), ("b",))
 EQUINOX = Layout(packing.EQUINOX, ("weight_ih",), ("weight_hh",), ("bias",), ("bias_n",))
 
 
-def model_of(layout: Layout, cells: Sequence[tuple[str, Leaves]], cell: GRU, num_layers: int) -> Model:
-    """A model of cells in the flat order, each with what an error is to call it."""
-    if not cells:
-        raise ValueError("there must be the weights of at least one cell, got none")
-    where, first = cells[0]
-    features = _take_size(layout, first, where)
-    directions = len(cells) // num_layers
-    stack = Stack(cell, features, num_layers=num_layers, bidirectional=directions == 2)
-    if len(cells) != num_layers * stack.directions:
-        raise ValueError(f"every layer must have as many directions as the first, got {[name for name, _ in cells]}")
-    kernel = first.get(layout.kernel[0])
-    width = kernel.shape[-1 if layout.packing.transposed else 0] if kernel is not None and kernel.ndim == 2 else 1
-    params = [
-        _packed(layout, where, leaves, cell, width, features)
-        for (where, leaves), width in zip(cells, stack.widths(width), strict=True)
-    ]
+class Found(NamedTuple):
+    """The arrays of a cell, by the names of its layout.
+
+    Attributes:
+      leaves: emptied as they are read.
+      before, after: what stands around the names where they come from, for errors.
+    """
+
+    leaves: Leaves
+    before: str = ""
+    after: str = ""
+
+    def full(self, name: str) -> str:
+        """A name as whoever passed the weights knows it."""
+        return f"{self.before}{name}{self.after}"
+
+    def take(self, name: str, symbols: str, expected: tuple[int, ...]) -> Any:
+        """Removes an array that has this name and shape."""
+        if name not in self.leaves:
+            got = [self.full(other) for other in self.leaves]
+            raise ValueError(f"{self.full(name)} must be there, of shape {symbols} = {expected}, got {got}")
+        value = self.leaves.pop(name)
+        if value.shape != expected:
+            raise ValueError(f"{self.full(name)} must have shape {symbols} = {expected}, got {value.shape}")
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"{self.full(name)} must be floating point, got {value.dtype}")
+        return value
+
+
+def model_of(layout: Layout, cells: Sequence[Found], cell: GRU, num_layers: int) -> Model:
+    """A model of cells in the flat order; every name and shape is checked, and nothing is left over.
+
+    Raises:
+      ValueError: if something does not fit; names it.
+    """
+    if not cells or len(cells) % num_layers:
+        raise ValueError(f"every layer must have as many directions as the first, got {len(cells)} cells")
+    first = cells[0]
+    features = _size(layout, layout.recurrent_kernel[0], first)
+    width = _size(layout, layout.kernel[0], first)
+    stack = Stack(cell, features, num_layers=num_layers, bidirectional=len(cells) == 2 * num_layers)
+    widths = stack.widths(width)
+    params = [_params(layout, found, cell, width, features) for found, width in zip(cells, widths, strict=True)]
     return Model(tuple(params), stack)
 
 
-def _take_size(layout: Layout, leaves: Leaves, where: str) -> int:
-    name = layout.recurrent_kernel[0]
-    if name not in leaves or leaves[name].ndim != 2:
-        got = f"shape {leaves[name].shape}" if name in leaves else f"{sorted(leaves)}"
-        raise ValueError(f"{where}{name} must be a matrix of the recurrent weights, got {got}")
-    return leaves[name].shape[-1 if layout.packing.transposed else 0]
+def _size(layout: Layout, name: str, found: Found) -> int:
+    """The rows of a matrix of weights, as we have it."""
+    value = found.leaves.get(name)
+    if value is None or value.ndim != 2:
+        got = list(map(found.full, found.leaves)) if value is None else f"shape {value.shape}"
+        raise ValueError(f"{found.full(name)} must be a matrix, got {got}")
+    return value.shape[1 if layout.packing.transposed else 0]
 
 
-def _packed(layout: Layout, where: str, leaves: Leaves, cell: GRU, width: int, features: int) -> Params:
-    """Parameters of a cell; every name and shape is checked, and none is left."""
-    use_bias = any(name in leaves for name in layout.bias)
-    found: dict[str, Any] = {}
+def _params(layout: Layout, found: Found, cell: GRU, width: int, features: int) -> Params:
+    use_bias = any(name in found.leaves for name in layout.bias)
+    packed: dict[str, Any] = {}
     for field in Packed._fields:
         names = getattr(layout, field)
         absent = field == "recurrent_bias" and not cell.reset_after
         if not names or absent or (field.endswith("bias") and not use_bias):
             continue
         symbols, shape = _shape(layout, field, len(names), width, features)
-        arrays = [_take(leaves, where, name, symbols, shape) for name in names]
-        found[field] = np.concatenate(arrays, axis=-1)
-    if leaves:
-        unknown = [where + name for name in leaves]
+        packed[field] = np.concatenate([found.take(name, symbols, shape) for name in names], axis=-1)
+    if found.leaves:
+        unknown = list(map(found.full, found.leaves))
         raise ValueError(f"the weights of a cell must have nothing but what its equations need, got {unknown} too")
-    return layout.packing.unpack(Packed(**found), cell.reset_after)
+    return layout.packing.unpack(Packed(**packed), cell.reset_after)
 
 
 def _shape(layout: Layout, field: str, parts: int, width: int, features: int) -> tuple[str, tuple[int, ...]]:
@@ -101,18 +128,6 @@ def _shape(layout: Layout, field: str, parts: int, width: int, features: int) ->
     if layout.packing.transposed:
         return f"({side}, {into})", (gates * features, size)
     return f"({into}, {side})", (size, gates * features)
-
-
-def _take(leaves: Leaves, where: str, name: str, symbols: str, expected: tuple[int, ...]) -> Any:
-    """Removes an array that has this name and shape."""
-    if name not in leaves:
-        raise ValueError(f"{where}{name} must be there, of shape {symbols} = {expected}, got {sorted(leaves)}")
-    value = leaves.pop(name)
-    if value.shape != expected:
-        raise ValueError(f"{where}{name} must have shape {symbols} = {expected}, got {value.shape}")
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(f"{where}{name} must be floating point, got {value.dtype}")
-    return value
 
 
 def arrays_of(layout: Layout, params: Params, reset_after: bool, use_bias: bool) -> Iterator[tuple[str, Any]]:

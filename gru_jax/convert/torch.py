@@ -4,15 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from gru_jax.cells import CUDNN
-from gru_jax.convert.model import Model, check_model
-from gru_jax.convert.packing import TORCH, Packed
-from gru_jax.layers import Stack
+from gru_jax.convert import layouts
+from gru_jax.convert.model import Model
 
-_KINDS = {"weight_ih": "kernel", "weight_hh": "recurrent_kernel", "bias_ih": "bias", "bias_hh": "recurrent_bias"}
+_NAME = re.compile(r"((?:weight|bias)_(?:ih|hh))(|_l(\d+)(_reverse)?)")
 
 
 def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
@@ -21,7 +19,7 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
     PyTorch's two biases of r and of z become one, their sum.
 
     Args:
-      state_dict: arrays or CPU tensors by name: those of a `torch.nn.GRU` or `GRUCell`, and none else under the prefix.
+      state_dict: arrays or tensors by name: those of a `torch.nn.GRU` or `GRUCell`, and none else under the prefix.
       prefix: of their names, with its dot; other names are left alone.
 
     Returns:
@@ -30,29 +28,27 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
     Raises:
       ValueError: if a name is missing or not known, or a shape or dtype does not fit; names it.
     """
-    under = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-    rest = {name: _array(value) for name, value in under.items()}
-    end = "" if "weight_hh" in rest else "_l0"
-    if f"weight_hh{end}" not in rest:
+    under = [name for name in state_dict if name.startswith(prefix)]
+    cells: dict[tuple[int, bool], layouts.Found] = {}
+    for name in under:
+        match = _NAME.fullmatch(name.removeprefix(prefix))
+        if match is None:
+            raise ValueError(
+                f"state_dict must have the names of one torch.nn.GRU only under {prefix!r}, got {name!r} too"
+            )
+        kind, ending, layer, backward = match.groups()
+        found = cells.setdefault((int(layer or 0), bool(backward)), layouts.Found({}, prefix, ending))
+        if ending != found.after:
+            raise ValueError(f"state_dict must be of a torch.nn.GRU or of a GRUCell, got names of both: {under}")
+        found.leaves[kind] = layouts.array_of(state_dict[name])
+    if not cells:
         raise ValueError(f"state_dict must have {prefix}weight_hh_l0 or {prefix}weight_hh, got {list(state_dict)}")
-    use_bias, bidirectional = f"bias_ih{end}" in rest, f"weight_hh{end}_reverse" in rest
-    width, features = (_last(rest.get(f"weight_{side}{end}")) for side in ("ih", "hh"))
-    layers = {int(match[1]) for name in rest if (match := re.search(r"_l(\d+)", name))}
-    stack = Stack(CUDNN, features, num_layers=max(len(layers), 1), bidirectional=bidirectional)
-    params = []
-    for cell_end, cell_width in zip(_ends(stack, is_cell=not end), stack.widths(width), strict=True):
-        shapes: dict[str, tuple[str, tuple[int, ...]]] = {
-            "weight_ih": ("(3·features, in_features)", (3 * features, cell_width)),
-            "weight_hh": ("(3·features, features)", (3 * features, features)),
-        }
-        if use_bias:
-            shapes["bias_ih"] = shapes["bias_hh"] = ("(3·features,)", (3 * features,))
-        taken = {_KINDS[kind]: _take(rest, prefix, kind + cell_end, *shape) for kind, shape in shapes.items()}
-        params.append(TORCH.unpack(Packed(**taken), reset_after=True))
-    if rest:
-        unknown = [prefix + name for name in rest]
-        raise ValueError(f"state_dict must have the names of one torch.nn.GRU only under {prefix!r}, got {unknown} too")
-    return Model(tuple(params), stack)
+    num_layers, directions = 1 + max(layer for layer, _ in cells), 1 + max(backward for _, backward in cells)
+    flat = [(layer, backward > 0) for layer in range(num_layers) for backward in range(directions)]
+    missing = [_ending(*cell) for cell in flat if cell not in cells]
+    if missing:
+        raise ValueError(f"state_dict must have {prefix}weight_hh{missing[0]}, got {under}")
+    return layouts.model_of(layouts.TORCH, [cells[cell] for cell in flat], CUDNN, num_layers)
 
 
 def to_torch(model: Model, prefix: str = "") -> dict[str, np.ndarray]:
@@ -67,50 +63,14 @@ def to_torch(model: Model, prefix: str = "") -> dict[str, np.ndarray]:
     Raises:
       TypeError, ValueError: if the parameters do not fit the stack, or it is one that torch.nn.GRU cannot be.
     """
-    stack = check_model(model).stack
-    if stack.cell != CUDNN:
-        raise ValueError(
-            f"model.stack.cell must be gru_jax.CUDNN: torch.nn.GRU has no other candidate, got {stack.cell}"
-        )
-    if stack.reverse:
-        raise ValueError("model.stack.reverse must be False: no torch.nn.GRU runs backwards only, got True")
-    use_bias = any(params.bias is not None or params.recurrent_bias is not None for params in model.params)
-    state_dict = {}
-    for end, params in zip(_ends(stack), model.params, strict=True):
-        packed = TORCH.pack(params, use_bias)._asdict()
-        state_dict |= {
-            prefix + kind + end: packed[field] for kind, field in _KINDS.items() if packed[field] is not None
-        }
+    layouts.checked(model, "torch.nn.GRU", (CUDNN,))
+    state_dict: dict[str, np.ndarray] = {}
+    for layer, cells in enumerate(layouts.by_layer(model)):
+        for backward, params in enumerate(cells):
+            for kind, value in layouts.arrays_of(layouts.TORCH, params, True, layouts.use_bias(model)):
+                state_dict[prefix + kind + _ending(layer, backward > 0)] = value
     return state_dict
 
 
-def _ends(stack: Stack, is_cell: bool = False) -> list[str]:
-    """What the names of each layer and direction end in, in the flat order."""
-    if is_cell:
-        return [""]
-    directions = ("", "_reverse")[: stack.directions]
-    return [f"_l{layer}{direction}" for layer in range(stack.num_layers) for direction in directions]
-
-
-def _take(rest: dict[str, Any], prefix: str, name: str, symbols: str, expected: tuple[int, ...]) -> Any:
-    """Removes a tensor that has this name and shape."""
-    if name not in rest:
-        raise ValueError(f"state_dict must have {prefix + name} of shape {symbols} = {expected}, got none")
-    value = rest.pop(name)
-    if value.shape != expected:
-        raise ValueError(f"{prefix + name} must have shape {symbols} = {expected}, got {value.shape}")
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(f"{prefix + name} must be floating point, got {value.dtype}")
-    return value
-
-
-def _last(value: np.ndarray | None) -> int:
-    """The size of the last axis; 0 where there is none, which no shape fits then."""
-    return value.shape[-1] if value is not None and value.ndim else 0
-
-
-def _array(value: Any) -> np.ndarray:
-    """NumPy's array of an array or tensor; NumPy cannot ask torch for bfloat16, which float32 holds exactly."""
-    if str(getattr(value, "dtype", "")) == "torch.bfloat16":
-        return value.detach().float().numpy().astype(jnp.bfloat16)
-    return np.asarray(value.detach() if hasattr(value, "detach") else value)
+def _ending(layer: int, backward: bool) -> str:
+    return f"_l{layer}" + "_reverse" * backward
