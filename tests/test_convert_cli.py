@@ -101,7 +101,7 @@ REFUSED = {
         ["net.safetensors", "out.onnx", "--prefix", "decoder."],
         "has no tensor under prefix 'decoder.'; prefixes of GRUs or LSTMs in it: ['encoder.rnn.']",
     ),
-    "activation": (["goodfellow.safetensors", "out.safetensors", "--to", "torch"], "candidate"),
+    "activation": (["goodfellow.safetensors", "out.safetensors", "--to", "torch"], "must be gru_jax.CUDNN"),
 }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from gru_jax.cells import GRU, Params
 from gru_jax.convert import activations
 from gru_jax.convert.model import Model, check_model
+from gru_jax.convert.torch import from_torch
 from gru_jax.layers import Stack
 
 FORMAT = 1
@@ -108,8 +109,6 @@ def load_torch_safetensors(path: _Path, prefix: str = "") -> Model:
       OSError: if it cannot be read.
       ImportError: without the library safetensors.
     """
-    from gru_jax.convert.torch import from_torch
-
     with opened(path) as file:
         names = list(file.keys())
         under = [name for name in names if name.startswith(prefix)]

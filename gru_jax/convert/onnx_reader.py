@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import numpy as np
 
 from gru_jax.cells import GRU, Params
-from gru_jax.convert import activations, onnx_graph, onnx_weights
+from gru_jax.convert import activations, onnx_graph, packing
 from gru_jax.convert.files import library
 from gru_jax.convert.model import Model
 from gru_jax.layers import Carry, Stack
@@ -234,10 +234,9 @@ def _weights(
         symbols, expected = shapes[kind]
         if value.shape != expected:
             raise ValueError(f"{name} must have {kind} of shape {symbols} = {expected}, got {value.shape}")
-    return tuple(
-        onnx_weights.unpacked({kind: value[d] for kind, value in arrays.items()}, reset_after)
-        for d in range(directions)
-    )
+    biases = np.split(arrays["B"], 2, axis=1) if "B" in arrays else []
+    cells = zip(arrays["W"], arrays["R"], *biases, strict=True)
+    return tuple(packing.ONNX.unpack(packing.Packed(*cell), reset_after) for cell in cells)
 
 
 def _check_link(graph: onnx_graph.Graph, below: Layer, above: Layer, names: list[str]) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gru_jax.cells import Params
-from gru_jax.convert import activations, onnx_weights
+from gru_jax.convert import activations, packing
 from gru_jax.convert.files import library
 from gru_jax.convert.model import Model, check_model
 from gru_jax.convert.onnx_graph import FLOATS
@@ -154,13 +154,18 @@ def _write_layer(
     """
     xs, lengths, h_0 = inputs
     use_bias = any(cell.bias is not None or cell.recurrent_bias is not None for cell in cells)
-    packed = [onnx_weights.packed(cell, graph.dtype, use_bias) for cell in cells]
-    W, R, *B = (graph.constant(f"{name}.{kind}", np.stack([one[kind] for one in packed])) for kind in packed[0])
+    packed = [packing.ONNX.pack(cell, use_bias, graph.dtype) for cell in cells]
+    W = graph.constant(f"{name}.W", np.stack([one.kernel for one in packed]))
+    R = graph.constant(f"{name}.R", np.stack([one.recurrent_kernel for one in packed]))
+    B = ""
+    if use_bias:
+        biases = np.stack([np.concatenate([one.bias, one.recurrent_bias]) for one in packed])
+        B = graph.constant(f"{name}.B", biases)
     functions = {"gate": stack.cell.gate, "candidate": stack.cell.candidate}
     names = [activations.name_of(argument, function).capitalize() for argument, function in functions.items()]
     graph.node(
         "GRU",
-        [xs, W, R, B[0] if B else "", lengths, h_0],
+        [xs, W, R, B, lengths, h_0],
         [f"{name}.Y", f"{name}.Y_h"],
         hidden_size=stack.features,
         linear_before_reset=int(stack.cell.reset_after),
