@@ -37,7 +37,7 @@ def learning_curve(path: Path, config: Config, metrics: Sequence[dict[str, Any]]
     axes.plot(steps, [line["eval_loss"] for line in metrics], color=BLUE, marker=".", label="evaluation on fresh data")
     baseline = task.baseline(config.length)
     axes.axhline(baseline, color=GREY, linestyle="--", label=f"trivial baseline, {baseline:.3g}")
-    _draw_reference(axes, task, config.length)
+    _draw_references(axes, task, config.length)
     axes.set_yscale("log")
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(task.loss_name)
@@ -49,19 +49,17 @@ def learning_curve(path: Path, config: Config, metrics: Sequence[dict[str, Any]]
     partial.replace(path)
 
 
-def reference_level(task: tasks.Task, length: int) -> float | None:
-    """The published loss at this length: the same share of the trivial baseline as where it was measured."""
-    if task.reference is None:
-        return None
-    return task.reference.loss / task.baseline(task.reference.length) * task.baseline(length)
+def reference_level(task: tasks.Task, reference: tasks.Reference, length: int) -> float:
+    """A published loss at this length: the same share of the trivial baseline as where it was measured."""
+    return reference.value / task.baseline(reference.length) * task.baseline(length)
 
 
-def _draw_reference(axes: Any, task: tasks.Task, length: int) -> None:
-    level = reference_level(task, length)
-    if task.reference is None or level is None:
-        axes.plot([], [], " ", label="no published reference")
-        return
-    loss, measured, source = task.reference
-    share = loss / task.baseline(measured)
-    label = f"published: {loss:.3g} at T = {measured}, {share:.2g} of its baseline\n({source})"
-    axes.axhline(level, color=ORANGE, linestyle="-.", label=label)
+def _draw_references(axes: Any, task: tasks.Task, length: int) -> None:
+    references = [reference for reference in task.references if reference.metric == "loss"]
+    if not references:
+        axes.plot([], [], " ", label="no published loss")
+    for reference in references:
+        share = reference.value / task.baseline(reference.length)
+        label = f"published: {reference.value:.3g} at T = {reference.length}, {share:.2g} of its baseline"
+        level = reference_level(task, reference, length)
+        axes.axhline(level, color=ORANGE, linestyle="-.", label=f"{label}\n({reference.source})")

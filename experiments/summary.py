@@ -23,13 +23,11 @@ def text(options: Train, run: Run, result: dict[str, Any]) -> str:
         "diverged": f"stopped after step {step}: {result.get('reason')}",
     }[result["status"]]
     lines = [("criterion", task.criterion), *_measured(task, result), ("baseline", f"{baseline:.3g}, {task.loss_name}")]
-    if task.reference is None:
-        lines.append(("published", "no reference"))
-    else:
-        loss, length, source = task.reference
-        lines.append(
-            ("published", f"{loss:.3g} at T = {length}, where the baseline is {task.baseline(length):.3g} ({source})")
-        )
+    published = [
+        f"{reference.metric} {reference.value:.3g} at T = {reference.length} ({reference.source})"
+        for reference in task.references
+    ]
+    lines += [("published", line) for line in published or ["no reference"]]
     lines += [("time", _times(run)), ("folder", f"{run.folder} (curve: {runs.CURVE})")]
     if result["status"] == "diverged":
         good = result["last_good_checkpoint"]

@@ -285,9 +285,10 @@ def test_training_learns():
 def test_reference_level():
     """The published loss, as a share of the baseline where that depends on the length."""
     adding, copy = tasks.get("adding"), tasks.get("copy")
-    assert plots.reference_level(adding, 100) == pytest.approx(5.3e-5)
-    assert plots.reference_level(copy, 1000) == pytest.approx(0.0197)
-    assert plots.reference_level(copy, 10) / copy.baseline(10) == pytest.approx(0.0197 / copy.baseline(1000))
+    (gru,), (copied,) = adding.references, copy.references
+    assert plots.reference_level(adding, gru, 100) == pytest.approx(5.3e-5)
+    assert plots.reference_level(copy, copied, 1000) == pytest.approx(0.0197)
+    assert plots.reference_level(copy, copied, 10) / copy.baseline(10) == pytest.approx(0.0197 / copy.baseline(1000))
 
 
 def test_progress_without_a_terminal_is_quiet(capsys):

@@ -6,16 +6,15 @@ Arjovsky, Shah & Bengio, Unitary evolution recurrent neural networks, ICML 2016 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from experiments.tasks.base import Batch, Metrics, Recipe, Reference, weighted_mean
+from experiments.tasks.base import Batch, Recipe, Reference, Task, squared_error
 
 
 @dataclasses.dataclass(frozen=True)
-class Adding:
+class Adding(Task):
     """Two of T numbers are marked; their sum is due at the last step.
 
     Every step shows a value, uniform in [0, 1), and a mark that is 1 twice, once in each half of the sequence, and 0
@@ -30,18 +29,16 @@ class Adding:
     target                                    0.38
     """
 
-    name: ClassVar[str] = "adding"
-    summary: ClassVar[str] = "add the two marked numbers of a sequence"
-    loss_name: ClassVar[str] = "mean squared error"
-    criterion: ClassVar[str] = "evaluation mean squared error < 0.001"
-    in_features: ClassVar[int] = 2
-    out_features: ClassVar[int] = 1
-    min_length: ClassVar[int] = 2
-    recipe: ClassVar[Recipe] = Recipe(length=100, steps=5_000, hidden=64, batch=64, learning_rate=3e-3)
-    reference: ClassVar[Reference] = Reference(5.3e-5, 600, "GRU, Bai et al. 2018, arXiv:1803.01271, table 1")
-
-    def steps(self, length: int) -> int:
-        return length
+    name = "adding"
+    summary = "add the two marked numbers of a sequence"
+    paper = "Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016, arXiv:1511.06464, section 5.1"
+    loss_name = "mean squared error"
+    criterion = "evaluation mean squared error < 0.001"
+    in_features = 2
+    out_features = 1
+    min_length = 2
+    recipe = Recipe(length=100, steps=5_000, hidden=64, batch=64, learning_rate=3e-3)
+    references = (Reference(5.3e-5, 600, "GRU, Bai et al. 2018, arXiv:1803.01271, table 1"),)
 
     def sample(self, key: jax.Array, batch: int, length: int) -> Batch:
         key_value, key_first, key_second = jax.random.split(key, 3)
@@ -59,16 +56,12 @@ class Adding:
         return 1 / 6
 
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
-        return weighted_mean(jnp.square(outputs - batch.targets)[..., 0], batch.weights)
-
-    def metrics(self, outputs: jax.Array, batch: Batch) -> Metrics:
-        return {"loss": self.loss(outputs, batch)}
+        return squared_error(outputs, batch)
 
     def solved(self, metrics: Mapping[str, float]) -> bool:
         return metrics["loss"] < 1e-3
 
     def show(self, batch: Batch) -> str:
-        """The first sequence of a batch, as text."""
         values, marks = batch.inputs[:, 0, 0].tolist(), batch.inputs[:, 0, 1].tolist()
         width = 5 * len(values) - 1
         return "\n".join(

@@ -7,12 +7,11 @@ ICML 2016 (arXiv:1511.06464), section 5.2.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from experiments.tasks.base import Batch, Metrics, Recipe, Reference, weighted_mean
+from experiments.tasks.base import Batch, Metrics, Recipe, Reference, Task, cross_entropy
 
 SYMBOLS = 8
 BLANK = 8
@@ -21,7 +20,7 @@ RECALLED = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Copy:
+class Copy(Task):
     """Ten symbols out of eight, T − 1 blanks, a delimiter, ten blanks: at those last ten, recall the symbols.
 
     Inputs are one-hot over ten categories, 0–7 the symbols, 8 the blank, 9 the delimiter; targets are categories,
@@ -36,15 +35,16 @@ class Copy:
     target ...............5005330753
     """
 
-    name: ClassVar[str] = "copy"
-    summary: ClassVar[str] = "recall ten symbols after a blank"
-    loss_name: ClassVar[str] = "cross-entropy per step (nats)"
-    criterion: ClassVar[str] = "accuracy on the ten recalled symbols > 0.99"
-    in_features: ClassVar[int] = SYMBOLS + 2
-    out_features: ClassVar[int] = SYMBOLS + 2
-    min_length: ClassVar[int] = 1
-    recipe: ClassVar[Recipe] = Recipe(length=50, steps=30_000, hidden=128, batch=16, learning_rate=3e-3)
-    reference: ClassVar[Reference] = Reference(0.0197, 1000, "GRU, Bai et al. 2018, arXiv:1803.01271, table 1")
+    name = "copy"
+    summary = "recall ten symbols after a blank"
+    paper = "Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016, arXiv:1511.06464, section 5.2"
+    loss_name = "cross-entropy per step (nats)"
+    criterion = "accuracy on the ten recalled symbols > 0.99"
+    in_features = SYMBOLS + 2
+    out_features = SYMBOLS + 2
+    min_length = 1
+    recipe = Recipe(length=50, steps=30_000, hidden=128, batch=16, learning_rate=3e-3)
+    references = (Reference(0.0197, 1000, "GRU, Bai et al. 2018, arXiv:1803.01271, table 1"),)
 
     def steps(self, length: int) -> int:
         return length + 2 * RECALLED
@@ -65,8 +65,7 @@ class Copy:
         return RECALLED * math.log(SYMBOLS) / self.steps(length)
 
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
-        log_p = jax.nn.log_softmax(outputs)
-        return weighted_mean(-jnp.take_along_axis(log_p, batch.targets[..., None], axis=-1)[..., 0], batch.weights)
+        return cross_entropy(outputs, batch)
 
     def metrics(self, outputs: jax.Array, batch: Batch) -> Metrics:
         right = outputs[-RECALLED:].argmax(axis=-1) == batch.targets[-RECALLED:]
@@ -76,8 +75,7 @@ class Copy:
         return metrics["recall_accuracy"] > 0.99
 
     def show(self, batch: Batch) -> str:
-        """The first sequence of a batch, as text: digits are symbols, '.' the blank, ':' the delimiter."""
-        glyphs = "01234567.:"
+        glyphs = "01234567.:"  # eight symbols, the blank, the delimiter
         shown = batch.inputs[:, 0].argmax(axis=-1).tolist()
         return "\n".join(
             [
