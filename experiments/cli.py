@@ -29,11 +29,13 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = parse(arguments)
-        options.check()
         if isinstance(options, Bench):
+            options.check()
             return bench(options)
         use_compilation_cache()
-        run = runs.open_run(options.folder, options.config, options.resume)
+        join(options)
+        options.check()
+        run = runs.open_run(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -76,6 +78,13 @@ def parse(arguments: Sequence[str]) -> config.Train | Bench:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     return options
+
+
+def join(options: config.Train) -> None:
+    """Joins the other processes that train the same run; where there is only one, nothing."""
+    options.check_processes()
+    if options.processes > 1:
+        jax.distributed.initialize(options.coordinator, options.processes, options.process)
 
 
 def use_compilation_cache() -> None:

@@ -1,14 +1,19 @@
 """Settings of a training run: what determines its result, and what does not."""
 
 import dataclasses
+import importlib.util
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
+import jax
 import tyro
 
-from experiments import tasks
+from experiments import models, tasks
+from experiments.names import lookup
+from experiments.optimizers import SCHEDULES
 
 PROGRAM = "python -m experiments"
 
@@ -24,39 +29,126 @@ class Config:
     steps: int
     """budget, in optimizer steps; the run ends earlier if the task is solved"""
     hidden: int
-    """units of the GRU"""
+    """units of the cell"""
     batch: int
     """sequences in an optimizer step"""
     learning_rate: float
-    """Adam's step size"""
+    """Adam's step size; with a schedule, its peak"""
+    schedule: str = "constant"
+    """of the learning rate: constant, or cosine or linear, which end at 0"""
+    warmup: int = 0
+    """optimizer steps in which the learning rate rises to its peak"""
     clip: float = 1.0
     """largest global norm of a gradient; longer ones are scaled down"""
+    cell: str = "gru"
+    """the recurrent cell; see `list`"""
+    init: str = "chrono"
+    """how the cell's weights begin; see `list`"""
+    match_params: int = 0
+    """number of parameters to come as near to as units allow, instead of --hidden; 0: --hidden counts"""
     seed: int = 0
-    """of the parameters and of all data"""
+    """the first seed, of parameters and data"""
+    seeds: int = 1
+    """how many seeds, from --seed on, are trained side by side in one program"""
     chunk: int = 100
     """optimizer steps in one compiled call, between two evaluations"""
     evaluation: int = 1024
-    """fresh sequences in an evaluation, rounded up to whole batches"""
+    """sequences in an evaluation, rounded up to whole batches"""
+    beyond: tuple[int, ...] = ()
+    """longer lengths at which it is evaluated too"""
+    curriculum: tuple[int, ...] = ()
+    """lengths to train at before --length, each for --curriculum-steps"""
+    curriculum_steps: int = 0
+    """optimizer steps at each length of the curriculum"""
+    target_loss: float = 0.0
+    """evaluation loss that must be reached, too, for the task to count as solved; 0: the task's criterion alone"""
 
     def check(self) -> None:
         """Raises ValueError that names the option as on the command line, if a value makes no sense."""
         task = tasks.get(self.task)
-        sizes = ("steps", "hidden", "batch", "chunk", "evaluation")
-        least = {"length": task.min_length, "seed": 0, **dict.fromkeys(sizes, 1)}
+        sizes = ("steps", "hidden", "batch", "chunk", "evaluation", "seeds")
+        none = ("seed", "warmup", "match_params", "curriculum_steps")
+        least = {"length": task.min_length} | dict.fromkeys(sizes, 1) | dict.fromkeys(none, 0)
         for name, bound in least.items():
-            value = getattr(self, name)
-            if value < bound:
-                raise ValueError(f"--{name} must be at least {bound}, got {value}")
-        if self.seed >= 2**32:
-            raise ValueError(f"--seed must be below 2**32, got {self.seed}")
+            if getattr(self, name) < bound:
+                raise ValueError(f"{_option(name)} must be at least {bound}, got {getattr(self, name)}")
+        if self.seed + self.seeds > 2**32:
+            raise ValueError(f"--seed must be below 2**32 − --seeds, got {self.seed}")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {value}")
+                raise ValueError(f"{_option(name)} must be a positive number, got {value}")
+        if not (self.target_loss >= 0 and math.isfinite(self.target_loss)):
+            raise ValueError(f"--target-loss must be a number, 0 or more, got {self.target_loss}")
+        for kind, table, name in (
+            ("cell", models.CELLS, self.cell),
+            ("init", models.INITS, self.init),
+            ("schedule", SCHEDULES, self.schedule),
+        ):
+            lookup(kind, table, name)
+        self._check_lengths(task)
+        _ = self.units  # raises if the cell cannot have this size, or cannot begin so
+
+    def _check_lengths(self, task: tasks.Task) -> None:
+        for name in ("beyond", "curriculum"):
+            for length in getattr(self, name):
+                if length < task.min_length:
+                    raise ValueError(f"{_option(name)} must be at least {task.min_length}, got {length}")
+        if self.warmup >= self.steps:
+            raise ValueError(f"--warmup must be less than --steps = {self.steps}, got {self.warmup}")
+        if bool(self.curriculum) != bool(self.curriculum_steps):
+            raise ValueError("--curriculum and --curriculum-steps must be given together")
+        if len(self.curriculum) * self.curriculum_steps >= self.steps:
+            taken = f"{len(self.curriculum)} × --curriculum-steps {self.curriculum_steps}"
+            raise ValueError(f"--curriculum takes {taken}, which must be less than --steps = {self.steps}")
+
+    @property
+    def model(self) -> models.Model:
+        """The model to train."""
+        return models.Model(self.cell, self.init)
+
+    @property
+    def units(self) -> int:
+        """Units of the cell: --hidden, or what comes nearest to --match-params.
+
+        Raises:
+          ValueError: if the cell cannot have this size, or cannot begin so.
+        """
+        task = tasks.get(self.task)
+        if self.match_params:
+            return self.model.fit(self.match_params, task.in_features, task.out_features)
+        self.model.count(task.in_features, self.hidden, task.out_features)
+        return self.hidden
+
+    def stage(self, step: int) -> tuple[int, int]:
+        """The length that step `step` trains at, and the first step that trains at another, or `steps`.
+
+        >>> config = dataclasses.replace(defaults("adding").config, curriculum=(10, 30), curriculum_steps=50)
+        >>> config.stage(0), config.stage(49), config.stage(50), config.stage(100)
+        ((10, 50), (10, 50), (30, 100), (100, 5000))
+        """
+        if step < len(self.curriculum) * self.curriculum_steps:
+            number = step // self.curriculum_steps
+            return self.curriculum[number], (number + 1) * self.curriculum_steps
+        return self.length, self.steps
+
+    def solved(self, metrics: Mapping[str, float]) -> bool:
+        """Whether metrics of one seed, those of length L beyond the trained one as "name@L", meet the criterion."""
+        task = tasks.get(self.task)
+        here = {name: value for name, value in metrics.items() if "@" not in name}
+        there = [{name: metrics[f"{name}@{length}"] for name in here} for length in self.beyond if task.generalises]
+        enough = not self.target_loss or here["loss"] <= self.target_loss
+        return enough and all(task.solved(each) for each in (here, *there))
 
     def as_dict(self) -> dict[str, Any]:
         """As written to config.json."""
-        return dataclasses.asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """As read from config.json."""
+        read: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,41 +157,86 @@ class Train:
 
     config: tyro.conf.OmitArgPrefixes[Config]
     out: Annotated[
-        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/<task>-T<length>-s<seed>)")
+        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/<task>-T<length>-…)")
     ] = None
     """run folder"""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """go on with the run in the folder where it was stopped; with a finished run, show its summary"""
     checkpoint_seconds: float = 5.0
     """least time between two checkpoints, in seconds; does not change the result"""
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """write TensorBoard events, too, into the run folder"""
+    devices: int = 1
+    """devices to share out the batch among"""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, when several processes train together"""
+    processes: int = 1
+    """how many processes train together; --devices counts those of all"""
+    process: int = 0
+    """which of them this one is"""
 
     def check(self) -> None:
         """Raises ValueError that names the option as on the command line, if a value makes no sense."""
         self.config.check()
         if not self.checkpoint_seconds >= 0:
             raise ValueError(f"--checkpoint-seconds must be at least 0, got {self.checkpoint_seconds}")
+        if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            raise ValueError("--tensorboard needs tensorboardX; pip install 'gru_jax[experiments]' brings it")
+        if self.devices < 1 or self.config.batch % self.devices:
+            raise ValueError(f"--devices must divide --batch = {self.config.batch}, got {self.devices}")
+        if self.devices > jax.device_count():
+            raise ValueError(f"--devices must be at most the {jax.device_count()} there are, got {self.devices}")
+
+    def check_processes(self) -> None:
+        """The same for what must be known before JAX starts."""
+        if self.processes < 1 or not 0 <= self.process < self.processes:
+            raise ValueError(f"--process must lie in [0, --processes), got {self.process} of {self.processes}")
+        if (self.coordinator is None) != (self.processes == 1):
+            raise ValueError("--coordinator and --processes must be given together")
 
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return self.out or Path("runs") / f"{self.config.task}-T{self.config.length}-s{self.config.seed}"
+        return self.out or Path("runs") / self.name
 
-    def command(self) -> str:
-        """The command line that says the same, without --resume.
+    @property
+    def name(self) -> str:
+        """What tells this run from others of its task: what differs from the defaults, shortly.
+
+        >>> defaults("adding").name
+        'adding-T100-s0'
+        """
+        config, usual = self.config, defaults(self.config.task).config
+        words = [config.task, f"T{config.length}"]
+        words += [getattr(config, name) for name in ("cell", "init") if getattr(config, name) != getattr(usual, name)]
+        last = config.seed + config.seeds - 1
+        return "-".join([*words, f"s{config.seed}" if config.seeds == 1 else f"s{config.seed}..{last}"])
+
+    def command(self, result_only: bool = False) -> str:
+        """The command line that says the same, without --resume; with `result_only` also without what leaves the
+        result as it is.
 
         >>> options = defaults("adding")
         >>> dataclasses.replace(options, out=Path("my runs")).command()
         "python -m experiments train adding --out 'my runs'"
         """
         usual, words = defaults(self.config.task), []
-        for mine, default in ((self.config, usual.config), (self, usual)):
+        pairs: list[tuple[Any, Any]] = [(self.config, usual.config)] + ([] if result_only else [(self, usual)])
+        for mine, default in pairs:
             for field in dataclasses.fields(mine):
                 value = getattr(mine, field.name)
-                if field.name not in ("config", "resume") and value != getattr(default, field.name):
-                    words += [f"--{field.name.replace('_', '-')}", str(value)]
+                if field.name in ("config", "resume") or value == getattr(default, field.name):
+                    continue
+                words += [_option(field.name), *map(str, value if isinstance(value, tuple) else [value])]
+                if value is True:
+                    words.pop()
         return shlex.join([*PROGRAM.split(), "train", self.config.task, *words])
 
 
 def defaults(name: str) -> Train:
     """The defaults of `train` for a task: its recipe."""
     return Train(Config(task=name, **tasks.get(name).recipe._asdict()))
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

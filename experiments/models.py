@@ -1,44 +1,110 @@
-"""A GRU with a linear readout, on gru_jax's functions."""
+"""A recurrent cell with a linear readout, on gru_jax's functions: which cells, how they begin, how large they are."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import gru_jax
+from experiments.names import lookup
+from gru_jax import initializers
 
-CELL = gru_jax.CUDNN
+CELLS: dict[str, Any] = {
+    "gru": gru_jax.CUDNN,
+    "gru-cho2014": gru_jax.CHO2014,
+    "gru-goodfellow": gru_jax.GOODFELLOW,
+}
+"""What `--cell` can be."""
+
+INITS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "default": lambda memory: {},
+    "chrono": lambda memory: {"update_bias_init": initializers.chrono(max(memory, 3))},
+    "orthogonal": lambda memory: {"kernel_init": initializers.orthogonal},
+    "forget-bias": lambda memory: {"update_bias_init": jax.nn.initializers.constant(1.0)},
+}
+"""What `--init` can be: arguments of `cell.init`, from the longest dependency of the task in steps. All but the first
+differ from the second in one thing: LeCun normal input kernels, orthogonal recurrent ones, zero biases."""
 
 
 class Params(NamedTuple):
     """Parameters of the model, float32.
 
     Attributes:
-      gru: of the GRU, D to H.
+      cell: of the cell, D to H.
       kernel: of the readout, (H, K).
       bias: of the readout, (K,).
     """
 
-    gru: gru_jax.Params
+    cell: Any
     kernel: jax.Array
     bias: jax.Array
 
 
-def init(key: jax.Array, in_features: int, hidden: int, out_features: int, memory: int) -> Params:
-    """Fresh parameters; to be called inside `jax.jit`, so that they cost one compilation.
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which cell and how it begins, by name; hashable.
 
-    Args:
-      key: a PRNG key.
-      in_features, hidden, out_features: D, H, K.
-      memory: the longest dependency of the task, in steps; the update gates start with time constants up to it.
+    Attributes:
+      cell: in `CELLS`.
+      beginning: in `INITS`.
     """
-    key_gru, key_kernel = jax.random.split(key)
-    gru = CELL.init(key_gru, in_features, hidden, update_bias_init=gru_jax.initializers.chrono(max(memory, 3)))
-    kernel = gru_jax.initializers.lecun_normal(key_kernel, (hidden, out_features), jnp.float32)
-    return Params(gru, kernel, jnp.zeros((out_features,), jnp.float32))
 
+    cell: str = "gru"
+    beginning: str = "default"
 
-def apply(params: Params, inputs: jax.Array) -> jax.Array:
-    """The readout at every step: inputs (S, B, D) to outputs (S, B, K)."""
-    _, hs = gru_jax.unroll(CELL, params.gru, inputs)
-    return hs @ params.kernel + params.bias
+    def init(self, key: jax.Array, in_features: int, hidden: int, out_features: int, memory: int) -> Params:
+        """Fresh parameters; to be called inside `jax.jit`, so that they cost one compilation.
+
+        Args:
+          key: a PRNG key.
+          in_features, hidden, out_features: D, H, K.
+          memory: the longest dependency of the task, in steps.
+
+        Raises:
+          ValueError: if the cell cannot begin so, as with "chrono" where no gate keeps.
+        """
+        key_cell, key_kernel = jax.random.split(key)
+        options = lookup("init", INITS, self.beginning)(memory)
+        cell = lookup("cell", CELLS, self.cell).init(key_cell, in_features, hidden, **options)
+        kernel = initializers.lecun_normal(key_kernel, (hidden, out_features), jnp.float32)
+        return Params(cell, kernel, jnp.zeros((out_features,), jnp.float32))
+
+    def apply(self, params: Params, inputs: jax.Array) -> jax.Array:
+        """The readout at every step: inputs (S, B, D) to outputs (S, B, K)."""
+        _, hs = gru_jax.unroll(CELLS[self.cell], params.cell, inputs)
+        return hs @ params.kernel + params.bias
+
+    def count(self, in_features: int, hidden: int, out_features: int) -> int:
+        """The number of parameters.
+
+        >>> Model("gru").count(2, 64, 1)  # 3·64·(2 + 64 + 1) + 64 in the cell, 64 + 1 in the readout
+        12993
+        """
+        shapes = jax.eval_shape(lambda key: self.init(key, in_features, hidden, out_features, 3), jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    def fit(self, parameters: int, in_features: int, out_features: int) -> int:
+        """The number of units whose number of parameters comes nearest to `parameters`.
+
+        Raises:
+          ValueError: if even one unit needs more than twice as many.
+
+        >>> Model("gru").fit(70_000, 2, 1)
+        151
+        """
+        below, above = 0, 1
+        while self.count(in_features, above, out_features) < parameters:
+            below, above = above, 2 * above
+        while above - below > 1:
+            middle = (below + above) // 2
+            if self.count(in_features, middle, out_features) < parameters:
+                below = middle
+            else:
+                above = middle
+        counts = {hidden: self.count(in_features, hidden, out_features) for hidden in (below, above) if hidden}
+        best = min(counts, key=lambda hidden: abs(counts[hidden] - parameters))
+        if counts[best] > 2 * parameters:
+            raise ValueError(f"{parameters} parameters are too few: one unit of {self.cell!r} needs {counts[best]}")
+        return best

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments import tasks
 from experiments.config import Config
 
@@ -26,22 +28,24 @@ def learning_curve(path: Path, config: Config, metrics: Sequence[dict[str, Any]]
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     steps = [line["step"] for line in metrics]
-    axes.plot(
-        steps,
-        [line["train_loss"] for line in metrics],
-        color=BLUE,
-        alpha=0.45,
-        marker=".",
-        label="training, mean of a chunk",
-    )
-    axes.plot(steps, [line["eval_loss"] for line in metrics], color=BLUE, marker=".", label="evaluation on fresh data")
+    for name, label, alpha in (
+        ("train_loss", "training, mean of a chunk", 0.45),
+        ("eval_loss", "evaluation on fresh data", 1.0),
+    ):
+        values = np.array([line[name] for line in metrics])
+        axes.plot(steps, np.median(values, axis=1), color=BLUE, alpha=alpha, marker=".", label=label)
+        if name == "eval_loss" and config.seeds > 1:
+            axes.fill_between(
+                steps, values.min(axis=1), values.max(axis=1), color=BLUE, alpha=0.15, label=f"{config.seeds} seeds"
+            )
     baseline = task.baseline(config.length)
     axes.axhline(baseline, color=GREY, linestyle="--", label=f"trivial baseline, {baseline:.3g}")
     _draw_references(axes, task, config.length)
     axes.set_yscale("log")
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(task.loss_name)
-    axes.set_title(f"{task.name}, T = {config.length}, seed {config.seed}")
+    seeds = f"seed {config.seed}" if config.seeds == 1 else f"median of {config.seeds} seeds"
+    axes.set_title(f"{task.name}, T = {config.length}, {config.cell}, {seeds}")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     partial = path.with_name(path.name + ".partial")

@@ -3,33 +3,40 @@
 ::
 
     config.json     settings that determine the result; written first, never changed
-    metrics.jsonl   a line after every chunk: step, train_loss, eval_loss, …
+    metrics.jsonl   a line after every chunk: step, train_loss, eval_loss, …, of every seed; eval_loss@L at length L
     checkpoints/    training states, by orbax, which makes a checkpoint visible only when it is whole
     summary.json    how the run ended; its presence means that it has
     curve.png       learning curve
     timing.jsonl    wall-clock times, beside metrics.jsonl: all that differs when a run is repeated
+    tensorboard/    events, where they were asked for
 
 A metrics line is on disk before the checkpoint of its step is begun. So whatever was interrupted, every line up to the
 last whole checkpoint is there, and resuming cuts off the lines after it, a torn one too, and does those steps again.
+Where several processes train together, the first alone writes the logs, and all of them the checkpoints.
 """
 
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.config import Config
+from experiments.config import Train
+from experiments.events import Events
 from experiments.training import State
 
-CONFIG, METRICS, TIMING, SUMMARY, CURVE, CHECKPOINTS = (
+CONFIG, METRICS, TIMING, SUMMARY, CURVE, CHECKPOINTS, EVENTS = (
     "config.json",
     "metrics.jsonl",
     "timing.jsonl",
     "summary.json",
     "curve.png",
     "checkpoints",
+    "tensorboard",
 )
 
 
@@ -42,12 +49,19 @@ class Run:
       timing: the lines of timing.jsonl.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, open_events: Callable[[int], Events] | None = None):
         self.folder = folder
         self.metrics: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
         self._saved: int | None = None
         self._manager: Any = None
+        self._open_events = open_events if self.writes else None
+        self._events: Events | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the logs."""
+        return jax.process_index() == 0
 
     def result(self) -> dict[str, Any] | None:
         """How the run ended, its logs loaded; or None if it has not."""
@@ -62,11 +76,12 @@ class Run:
         """The last checkpoint that is whole, or None."""
         return None if self._saved is None else self.folder / CHECKPOINTS / str(self._saved)
 
-    def restore(self, abstract: State) -> State | None:
+    def restore(self, abstract: State, mesh: Mesh | None) -> State | None:
         """The state of the last checkpoint, after cutting the logs back to it; None if there is no checkpoint.
 
         Args:
           abstract: the state's shapes and dtypes.
+          mesh: on all of whose devices the state is to be; None for one device.
 
         Raises:
           ValueError: if metrics.jsonl lacks lines that it must have.
@@ -74,42 +89,50 @@ class Run:
         self._saved = self._checkpoints().latest_step() if (self.folder / CHECKPOINTS).exists() else None
         done = self._saved or 0
         self.metrics, self.timing = (self._cut(name, done) for name in (METRICS, TIMING))
+        self._events = None if self._open_events is None else self._open_events(done)
         if self._saved is None:
             return None
         if not self.metrics or self.metrics[-1]["step"] != done:
             raise ValueError(f"{self.folder / METRICS} lacks the line of step {done}, which has a checkpoint")
         import orbax.checkpoint as ocp
 
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract)
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = one if mesh is None else NamedSharding(mesh, PartitionSpec())
+        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
         return self._checkpoints().restore(done, args=ocp.args.StandardRestore(placed))
 
     def record(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl and to timing.jsonl."""
         for name, lines, line in ((TIMING, self.timing, timing), (METRICS, self.metrics, metrics)):
-            with (self.folder / name).open("a") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
             lines.append(line)
+            if self.writes:
+                with (self.folder / name).open("a") as file:
+                    file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._events is not None:
+            self._events.write(metrics)
 
-    def save(self, state: State) -> None:
-        """Begins a checkpoint of a state whose metrics are recorded; it is written in the background."""
+    def save(self, step: int, state: State) -> None:
+        """Begins a checkpoint of the state after a step whose metrics are recorded; it is written in the background."""
         import orbax.checkpoint as ocp
 
-        step = int(state.step)
         if step == self._saved:
             return
-        with (self.folder / METRICS).open("a") as file:
-            os.fsync(file.fileno())
+        if self.writes:
+            with (self.folder / METRICS).open("a") as file:
+                os.fsync(file.fileno())
         self._checkpoints().save(step, args=ocp.args.StandardSave(state))
         self._saved = step
 
     def finish(self, result: dict[str, Any]) -> None:
         """Waits for the last checkpoint and marks the run as ended."""
         self.close()
-        _write(self.folder / SUMMARY, result)
+        if self.writes:
+            _write(self.folder / SUMMARY, result)
 
     def close(self) -> None:
         """Waits until the checkpoints are written."""
+        if self._events is not None:
+            self._events.close()
         if self._manager is not None:
             self._manager.close()
             self._manager = None
@@ -127,22 +150,35 @@ class Run:
         """The lines of a log up to a step, to which the file is cut back."""
         path = self.folder / name
         kept = [line for line in _lines(path) if line["step"] <= step]
-        if path.exists():
+        if path.exists() and self.writes:
             _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
 
 
-def open_run(folder: Path, config: Config, resume: bool) -> Run:
-    """The run folder for a configuration: a new one, or with `resume` an existing one.
+def open_run(options: Train) -> Run:
+    """The run folder of a call of `train`: a new one, or with `resume` an existing one.
 
     Raises:
       ValueError: if the folder holds a run and `resume` is not given, or a run of another configuration, or anything
         that is no run. Nothing is ever overwritten.
     """
+    folder, seed = options.folder, options.config.seed
+    run = Run(folder, functools.partial(Events, folder / EVENTS, seed) if options.tensorboard else None)
+    if run.writes:
+        _claim(options)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("the run folder is there")
+    return run
+
+
+def _claim(options: Train) -> None:
+    folder, config = options.folder, options.config
     path = folder / CONFIG
     if path.exists():
         _check_same(folder, json.loads(path.read_text())["config"], config.as_dict())
-        if not resume:
+        if not options.resume:
             raise ValueError(
                 f"{folder} holds this run already; go on with --resume, or choose another folder with --out"
             )
@@ -150,8 +186,8 @@ def open_run(folder: Path, config: Config, resume: bool) -> Run:
         raise ValueError(f"{folder} exists and holds no run; choose another folder with --out")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, {"config": config.as_dict(), "made_with": _versions()})
-    return Run(folder)
+        command = options.command(result_only=True)
+        _write(path, {"config": config.as_dict(), "command": command, "made_with": _versions()})
 
 
 def _check_same(folder: Path, existing: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -3,9 +3,11 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments import runs, tasks, training
 from experiments.config import Train
@@ -17,13 +19,16 @@ SOLVED, SPENT, DIVERGED = "solved", "budget spent", "diverged"
 # Draws of evaluation data whose mean must confirm that a task is solved, after a first draw has said so.
 CONFIRMATIONS = 8
 
+Values = dict[str, list[float]]
+"""What is measured, by name: a value for each seed."""
+
 
 class DivergedError(Exception):
-    """The loss is no longer finite."""
+    """A loss is no longer finite."""
 
 
 def train(run: runs.Run, options: Train, started: float) -> int:
-    """Trains until the task is solved or the budget is spent, and prints a summary.
+    """Trains until every seed has solved the task or the budget is spent, and prints a summary.
 
     Args:
       run: the run folder, opened for these options.
@@ -33,32 +38,38 @@ def train(run: runs.Run, options: Train, started: float) -> int:
     Returns:
       The exit status: 0 if the run ended, 1 if it diverged, 130 if it was interrupted by Ctrl-C.
     """
-    result = run.result()
-    if result is None:
-        try:
-            result = _Session(run, options, started).go()
-        except KeyboardInterrupt:
-            step = run.metrics[-1]["step"] if run.metrics else 0
-            print(f"\nInterrupted at step {step}. Go on with:\n  {options.command()} --resume", file=sys.stderr)
-            return 130
-    print(text(options, run, result))
+    try:
+        result = finish(run, options, started)
+    except KeyboardInterrupt:
+        step = run.metrics[-1]["step"] if run.metrics else 0
+        print(f"\nInterrupted at step {step}. Go on with:\n  {options.command()} --resume", file=sys.stderr)
+        return 130
+    if run.writes:
+        print(text(options, run, result))
     return 1 if result["status"] == DIVERGED else 0
+
+
+def finish(run: runs.Run, options: Train, started: float, quiet: bool = False) -> dict[str, Any]:
+    """How the run ended, as in summary.json; trains as far as that is not known yet. `quiet`: without progress."""
+    result = run.result()
+    return _Session(run, options, started, quiet).go() if result is None else result
 
 
 class _Session:
     """The state of one call while it runs."""
 
-    def __init__(self, run: runs.Run, options: Train, started: float):
-        self.run, self.options, self.config = run, options, options.config
+    def __init__(self, run: runs.Run, options: Train, started: float, quiet: bool):
+        self.run, self.options, self.config, self.quiet = run, options, options.config, quiet
         self.task = tasks.get(self.config.task)
+        self.mesh = training.devices_mesh(options.devices)
         self.started = self.last_line = started
         self.last_save = time.perf_counter()
         self.has_begun = False
 
     def go(self) -> dict[str, Any]:
         """From the last checkpoint, or from the start, to the end of the run; returns how it ended."""
-        state = self.run.restore(jax.eval_shape(lambda: training.init(self.config)))
-        state = training.init(self.config) if state is None else state
+        state = self.run.restore(jax.eval_shape(lambda: training.init(self.config)), self.mesh)
+        state = training.init(self.config, self.mesh) if state is None else state
         try:
             state, status, reason = self._steps(state)
         finally:
@@ -67,79 +78,151 @@ class _Session:
 
     def _steps(self, state: State) -> tuple[State, str, str]:
         """Chunks until the end: the last good state, the status and, if it diverged, what happened."""
-        config, step = self.config, int(state.step)
-        title = f"{config.task} T={config.length} seed={config.seed}"
+        config, step = self.config, int(state.step.max())
+        quiet, baseline = self.quiet or not self.run.writes, self.task.baseline(config.length)
         try:
-            with Progress(title, step, config.steps, self.task.baseline(config.length)) as progress:
+            with Progress(self.options.name, step, config.steps, baseline, quiet) as progress:
                 while (status := self._status()) is None:
                     state = self._chunk(state)
                     line = self.run.metrics[-1]
-                    progress.update(line["step"], line["train_loss"])
-                    if time.perf_counter() - self.last_save >= self.options.checkpoint_seconds:
-                        self.run.save(state)
+                    progress.update(line["step"], line["eval_loss"], len(self._solved(line)))
+                    if self._is_due():
+                        self.run.save(line["step"], state)
                         self.last_save = time.perf_counter()
             return state, status, ""
         except KeyboardInterrupt:
             if self._is_recorded(state):
-                self.run.save(state)
+                self.run.save(int(state.step.max()), state)
             raise
         except DivergedError as reason:
             return state, DIVERGED, str(reason)
 
+    def _is_due(self) -> bool:
+        """Whether it is time for a checkpoint; several processes must agree, and have clocks of their own."""
+        if jax.process_count() > 1:
+            return True
+        return time.perf_counter() - self.last_save >= self.options.checkpoint_seconds
+
     def _chunk(self, state: State) -> State:
-        """One chunk and its evaluation, recorded."""
-        begin = int(state.step)
-        new, loss = training.train_chunk(self.config, state, min(self.config.chunk, self.config.steps - begin))
+        """One chunk of the seeds that have not solved the task, and its evaluation, recorded."""
+        before = self.run.metrics[-1] if self.run.metrics else None
+        active = [i for i in range(self.config.seeds) if before is None or i not in self._solved(before)]
+        begin = before["step"] if before else 0
+        length, end = self.config.stage(begin)
+        part = _take(state, active) if len(active) < self.config.seeds else state
+        part, loss = training.train_chunk(self.config, part, min(self.config.chunk, end - begin), length, self.mesh)
         timing = {}
         if not self.has_begun:
             # The call returned when the chunk was compiled and had begun to run.
             self.has_begun, timing = True, {"first_step_seconds": time.perf_counter() - self.started}
-        evaluated = self._evaluate(new)
-        line: dict[str, Any] = {"step": int(new.step), "train_loss": float(loss)}
-        line |= {f"eval_{name}": value for name, value in sorted(evaluated.items())}
-        for name, value in line.items():
-            if not math.isfinite(value):
-                raise DivergedError(f"{name} became {value} between steps {begin} and {line['step']}")
+        measured = {"train_loss": np.asarray(loss).tolist()} | self._evaluate(part)
+        step = int(part.step.max())
+        self._check_finite(measured, active, begin, step)
+        line = {"step": step} | (_merged(before, measured, active) if before else measured)
         now = time.perf_counter()
-        self.run.record(line, {"step": line["step"], "seconds": now - self.last_line} | timing)
+        self.run.record(line, {"step": step, "seconds": now - self.last_line} | timing)
         self.last_line = now
-        return new
+        return _put(state, part, active) if len(active) < self.config.seeds else part
 
-    def _evaluate(self, state: State) -> dict[str, float]:
-        """Metrics on fresh data; on more of it if they would end the run, so that no lucky draw does."""
+    def _check_finite(self, measured: Values, active: Sequence[int], begin: int, end: int) -> None:
+        for name, values in measured.items():
+            for seed, value in zip(active, values, strict=True):
+                if not math.isfinite(value):
+                    which = f" of seed {self.config.seed + seed}" if self.config.seeds > 1 else ""
+                    raise DivergedError(f"{name}{which} became {value} between steps {begin} and {end}")
 
-        def on(draws: range) -> dict[str, float]:
-            metrics = [training.evaluate(self.config, state.params, state.step, draw) for draw in draws]
-            return {name: float(sum(float(each[name]) for each in metrics) / len(draws)) for name in metrics[0]}
+    def _evaluate(self, state: State) -> Values:
+        """Metrics on fresh data; on more of it for seeds that would be solved, so that no lucky draw ends them."""
 
-        metrics = on(range(1))
-        return on(range(1, 1 + CONFIRMATIONS)) if self.task.solved(metrics) else metrics
+        def on(draw: int) -> Values:
+            metrics: Values = {}
+            for length in (self.config.length, *self.config.beyond):
+                there = "" if length == self.config.length else f"@{length}"
+                evaluated = training.evaluate(self.config, state, length, draw, self.mesh)
+                metrics |= {f"eval_{name}{there}": np.asarray(value).tolist() for name, value in evaluated.items()}
+            return dict(sorted(metrics.items()))
+
+        first = on(0)
+        claimed = self._solved(first)
+        if not claimed:
+            return first
+        draws = [on(draw) for draw in range(1, 1 + CONFIRMATIONS)]
+        mean = {name: [float(x) for x in np.mean([each[name] for each in draws], axis=0)] for name in first}
+        return {
+            name: [mean[name][i] if i in claimed else value for i, value in enumerate(values)]
+            for name, values in first.items()
+        }
+
+    def _solved(self, line: dict[str, Any]) -> list[int]:
+        """The numbers of the seeds that these measurements call solved."""
+        names = [name for name in line if name.startswith("eval_")]
+        return [
+            i
+            for i in range(len(line["eval_loss"]))
+            if self.config.solved({name.removeprefix("eval_"): line[name][i] for name in names})
+        ]
 
     def _status(self) -> str | None:
         """How the run has ended, judged by its last recorded line; None if it has not."""
         if not self.run.metrics:
             return None
         line = self.run.metrics[-1]
-        evaluated = {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
-        if self.task.solved(evaluated):
+        if len(self._solved(line)) == self.config.seeds:
             return SOLVED
         return SPENT if line["step"] >= self.config.steps else None
 
     def _is_recorded(self, state: State) -> bool:
-        return int(state.step) in (line["step"] for line in self.run.metrics)
+        return int(state.step.max()) in (line["step"] for line in self.run.metrics)
 
     def _finish(self, state: State, status: str, reason: str) -> dict[str, Any]:
         """Writes the last checkpoint, the curve and summary.json; returns what is in the latter."""
         if self._is_recorded(state):
-            self.run.save(state)
-        if self.run.metrics:
+            self.run.save(int(state.step.max()), state)
+        if self.run.metrics and self.run.writes:
             from experiments.plots import learning_curve
 
             learning_curve(self.run.folder / runs.CURVE, self.config, self.run.metrics)
         last = self.run.metrics[-1] if self.run.metrics else {"step": 0}
-        result = {"status": status, "baseline": self.task.baseline(self.config.length), **last}
+        task, units = self.task, self.config.units
+        result = {
+            "status": status,
+            "baseline": task.baseline(self.config.length),
+            "units": units,
+            "parameters": self.config.model.count(task.in_features, units, task.out_features),
+            "solved_at": self._solved_at(),
+            **last,
+        }
         if status == DIVERGED:
             checkpoint = self.run.checkpoint
             result |= {"reason": reason, "last_good_checkpoint": None if checkpoint is None else checkpoint.name}
         self.run.finish(result)
         return result
+
+    def _solved_at(self) -> list[int | None]:
+        """The step at which each seed solved the task, or None."""
+        steps: list[int | None] = [None] * self.config.seeds
+        for line in reversed(self.run.metrics):
+            for i in self._solved(line):
+                steps[i] = line["step"]
+        return steps
+
+
+def _take(state: State, seeds: Sequence[int]) -> State:
+    """The state of some of the seeds."""
+    return jax.tree.map(lambda leaf: leaf[np.array(seeds)], state)
+
+
+def _put(state: State, part: State, seeds: Sequence[int]) -> State:
+    """The state of all seeds, where that of some has changed; their keys never do."""
+    changing, changed = ((s.params, s.opt_state, s.step) for s in (state, part))
+    params, opt_state, step = jax.tree.map(lambda leaf, new: leaf.at[np.array(seeds)].set(new), changing, changed)
+    return State(params, opt_state, state.key, step)
+
+
+def _merged(before: dict[str, Any], measured: Values, seeds: Sequence[int]) -> Values:
+    """Measurements of all seeds, where those of some have changed."""
+    merged = {name: list(before[name]) for name in measured}
+    for name, values in measured.items():
+        for i, value in zip(seeds, values, strict=True):
+            merged[name][i] = value
+    return merged

@@ -1,5 +1,7 @@
 """What is printed when a run has ended, on one screen."""
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from experiments import runs, tasks
@@ -16,13 +18,13 @@ def text(options: Train, run: Run, result: dict[str, Any]) -> str:
       result: how it ended, as in summary.json.
     """
     config, task = options.config, tasks.get(options.config.task)
-    step, baseline = result["step"], result["baseline"]
-    ending = {
-        "solved": f"solved at step {step}",
-        "budget spent": f"not solved in its budget of {step} steps",
-        "diverged": f"stopped after step {step}: {result.get('reason')}",
-    }[result["status"]]
-    lines = [("criterion", task.criterion), *_measured(task, result), ("baseline", f"{baseline:.3g}, {task.loss_name}")]
+    baseline = result["baseline"]
+    lines = [
+        ("criterion", task.criterion),
+        ("model", f"{config.cell}, {result['units']} units, {result['parameters']:,} parameters, init {config.init}"),
+        *_measured(task, result),
+        ("baseline", f"{baseline:.3g}, {task.loss_name}"),
+    ]
     published = [
         f"{reference.metric} {reference.value:.3g} at T = {reference.length} ({reference.source})"
         for reference in task.references
@@ -33,19 +35,44 @@ def text(options: Train, run: Run, result: dict[str, Any]) -> str:
         good = result["last_good_checkpoint"]
         lines.append(("last good", "no checkpoint" if good is None else str(run.folder / runs.CHECKPOINTS / good)))
     lines.append(("show again", f"{options.command()} --resume"))
-    title = f"{config.task}, T = {config.length}, seed {config.seed}: {ending}"
+    seeds = f"seed {config.seed}" if config.seeds == 1 else f"seeds {config.seed} to {config.seed + config.seeds - 1}"
+    title = f"{config.task}, T = {config.length}, {seeds}: {_ending(result)}"
     return "\n".join([title, *(f"  {name:<11}{value}" for name, value in lines)])
 
 
+def _ending(result: dict[str, Any]) -> str:
+    """How the run ended, in words."""
+    step = result["step"]
+    if result["status"] == "diverged":
+        return f"stopped after step {step}: {result['reason']}"
+    solved = [at for at in result["solved_at"] if at is not None]
+    if len(result["solved_at"]) == 1:
+        return f"solved at step {step}" if solved else f"not solved in its budget of {step} steps"
+    share = f"{len(solved)} of {len(result['solved_at'])} seeds solved"
+    if not solved:
+        return f"{share} in a budget of {step} steps"
+    return f"{share} at step {statistics.median(solved):.0f} (median; {min(solved)} to {max(solved)})"
+
+
 def _measured(task: tasks.Task, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """The metrics of the last evaluation."""
+    """The metrics of the last evaluation: the median over seeds, and the range."""
     if "eval_loss" not in result:
         return []
-    loss = result["eval_loss"]
-    rows = [("evaluation", f"{loss:.3g}, {task.loss_name}; {loss / result['baseline']:.3g} of the baseline")]
+    share = statistics.median(result["eval_loss"]) / result["baseline"]
+    rows = [("evaluation", f"{_spread(result['eval_loss'])}, {task.loss_name}; {share:.3g} of the baseline")]
     others = [name for name in result if name.startswith("eval_") and name != "eval_loss"]
-    rows += [("", f"{result[name]:.4g}, {name.removeprefix('eval_').replace('_', ' ')}") for name in others]
-    return rows
+    words = {name: name.removeprefix("eval_").replace("_", " ").replace("@", " at length ") for name in others}
+    return rows + [("", f"{_spread(result[name])}, {words[name]}") for name in others]
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The median, and the range if there are several.
+
+    >>> _spread([0.25]), _spread([0.5, 0.25, 1.0])
+    ('0.25', '0.5 [0.25, 1]')
+    """
+    median = f"{statistics.median(values):.4g}"
+    return median if len(values) == 1 else f"{median} [{min(values):.4g}, {max(values):.4g}]"
 
 
 def _times(run: Run) -> str:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import config, models, training
+import gru_jax
+from experiments import config, training
 from experiments.bench import peers, timing
 from experiments.bench.timing import Timing
 from experiments.config import Config
@@ -52,8 +53,8 @@ def measure(runs: Iterable[Config], rounds: int, sample_seconds: float) -> list[
     """Times the training step of each run with each model, in turn."""
     rows = []
     for run in runs:
-        state = training.init(run)
-        programs = {MODELS[0]: _program(run, models.apply, state), MODELS[1]: _program(run, *_flax(state))}
+        state = jax.jit(training.init_one, static_argnums=0)(run, run.seed)
+        programs = {MODELS[0]: _program(run, run.model.apply, state), MODELS[1]: _program(run, *_flax(run, state))}
         first = {model: float(program()[0]) for model, program in programs.items()}
         timings = timing.interleave(programs, rounds, sample_seconds)
         for model, taken in timings.items():
@@ -69,31 +70,29 @@ def _program(run: Config, apply: Apply, state: training.State) -> Callable[[], n
 
     @functools.partial(jax.jit, static_argnums=0)
     def steps(run: Config, state: training.State) -> jax.Array:
-        return jax.lax.scan(lambda state, _: training.train_step(run, apply, state), state, length=STEPS)[1]
+        return jax.lax.scan(lambda state, _: training.train_step(run, apply, state, run.length), state, length=STEPS)[1]
 
     return lambda: np.asarray(steps(run, state))
 
 
-def _flax(state: training.State) -> tuple[Apply, training.State]:
+def _flax(run: Config, state: training.State) -> tuple[Apply, training.State]:
     """The same model with `nnx.RNN(nnx.GRUCell)`, which has no recurrent bias; and its state before the first step."""
     from flax import nnx
 
-    ours: models.Params = state.params
-    layer = nnx.RNN(
-        nnx.GRUCell(ours.gru.in_features, ours.gru.features, rngs=nnx.Rngs(0)), time_major=True, rngs=nnx.Rngs(0)
-    )
+    ours: gru_jax.Params = state.params.cell
+    layer = nnx.RNN(nnx.GRUCell(ours.in_features, ours.features, rngs=nnx.Rngs(0)), time_major=True, rngs=nnx.Rngs(0))
     parts: Any = nnx.split(layer, nnx.Param, ...)
     graph, weights, rest = parts
     cell = weights["cell"]
-    cell["dense_i"]["kernel"].set_value(ours.gru.kernel)
-    cell["dense_i"]["bias"].set_value(ours.gru.bias)
-    cell["dense_h"]["kernel"].set_value(ours.gru.recurrent_kernel)
+    cell["dense_i"]["kernel"].set_value(ours.kernel)
+    cell["dense_i"]["bias"].set_value(ours.bias)
+    cell["dense_h"]["kernel"].set_value(ours.recurrent_kernel)
 
     def apply(params, inputs):
         weights, kernel, bias = params
-        carry = jnp.zeros((inputs.shape[1], ours.gru.features), inputs.dtype)
+        carry = jnp.zeros((inputs.shape[1], ours.features), inputs.dtype)
         return nnx.merge(graph, weights, rest)(inputs, initial_carry=carry) @ kernel + bias
 
-    params = (weights, ours.kernel, ours.bias)
-    opt_state = training.optimizer(1.0, 1.0).init(params)  # its state depends on neither rate nor clip
+    params = (weights, state.params.kernel, state.params.bias)
+    opt_state = training.optimizer(run).init(params)
     return apply, state._replace(params=params, opt_state=opt_state)
