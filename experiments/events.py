@@ -25,7 +25,7 @@ class Events:
         for name, values in line.items():
             if name != "step":
                 for seed, value in enumerate(values, self._first_seed):
-                    self._writer.add_scalar(f"{name}/seed {seed}", value, line["step"])
+                    self._writer.add_scalar(f"{name}/seed_{seed}", value, line["step"])
 
     def close(self) -> None:
         """Everything is on disk afterwards."""

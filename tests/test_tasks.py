@@ -49,7 +49,7 @@ def test_data_depend_on_the_key_alone(name):
 def test_unknown_task():
     with pytest.raises(ValueError, match="unknown task 'copi'; did you mean 'copy'"):
         tasks.get("copi")
-    with pytest.raises(ValueError, match=r"unknown task 'xyzzy'\. Tasks: adding, copy"):
+    with pytest.raises(ValueError, match=r"unknown task 'xyzzy'\. There are: adding, copy"):
         tasks.get("xyzzy")
 
 

@@ -1,7 +1,6 @@
 """Tasks by name: what `python -m experiments train NAME` trains on. One file a family."""
 
-import difflib
-
+from experiments.names import lookup
 from experiments.tasks.adding import Adding
 from experiments.tasks.base import Batch, Metrics, Recipe, Reference, Task
 from experiments.tasks.copy import Copy
@@ -19,13 +18,5 @@ def get(name: str) -> Task:
 
     >>> get("adding").baseline(100)
     0.16666666666666666
-    >>> get("addng")
-    Traceback (most recent call last):
-    ...
-    ValueError: unknown task 'addng'; did you mean 'adding'? Tasks: adding, copy
     """
-    if name in TASKS:
-        return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"unknown task {name!r}{hint} Tasks: {', '.join(TASKS)}")
+    return lookup("task", TASKS, name)
