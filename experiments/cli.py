@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments train TASK` and `python -m experiments bench`."""
+"""The command line: `python -m experiments train TASK`, `sweep FILE` and `bench`."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import tyro
 
-from experiments import config, runs, session, tasks
+from experiments import config, runs, session, sweep, tasks
 from experiments.bench.settings import Bench
 
 
@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
       started: `time.perf_counter()` when the process began.
 
     Returns:
-      The exit status: 2 for a mistake in the arguments, else that of `experiments.session.train` or
-      `experiments.bench.session.run`.
+      The exit status: 2 for a mistake in the arguments, else that of `experiments.session.train`,
+      `experiments.sweep.run` or `experiments.bench.session.run`.
     """
     started = time.perf_counter() if started is None else started
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
             options.check()
             return bench(options)
         use_compilation_cache()
+        if isinstance(options, sweep.Sweep):
+            return sweep.run(options, started)
         join(options)
         options.check()
         run = runs.open_run(options)
@@ -50,8 +52,8 @@ def bench(options: Bench) -> int:
     return bench_session.run(options)
 
 
-def parse(arguments: Sequence[str]) -> config.Train | Bench:
-    """What the arguments say: `train TASK`, with the options and defaults of that task, or `bench`.
+def parse(arguments: Sequence[str]) -> config.Train | sweep.Sweep | Bench:
+    """What the arguments say: `train TASK`, with the options and defaults of that task, `sweep FILE` or `bench`.
 
     Raises:
       ValueError: if there is no such task; the message suggests the nearest name.
@@ -71,7 +73,7 @@ def parse(arguments: Sequence[str]) -> config.Train | Bench:
         return options
 
     options: Any = tyro.extras.subcommand_cli_from_dict(
-        {"train": train, "bench": Bench},
+        {"train": train, "sweep": sweep.Sweep, "bench": Bench},
         prog=config.PROGRAM,
         description="Experiments with GRUs on synthetic memory tasks, and benchmarks.",
         args=arguments,

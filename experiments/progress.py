@@ -14,31 +14,22 @@ class Progress:
     """A bar on a terminal; elsewhere, as in a log file, a line every ten seconds; nothing if `quiet`.
 
     Shows steps per second, the evaluation loss (median and range over seeds), the median as a share of the trivial
-    baseline, and how many seeds have solved the task.
+    baseline, and how many seeds have solved the task. A sweep shows all of its runs in one: its title changes from run
+    to run, and `before` counts the steps of those that are done.
     """
 
-    def __init__(
-        self, title: str, step: int, steps: int, baseline: float, quiet: bool = False, file: TextIO | None = None
-    ):
-        self._title, self._step, self._steps, self._baseline = title, step, steps, baseline
-        self._file, self._quiet = sys.stderr if file is None else file, quiet
+    def __init__(self, total: int, quiet: bool = False, file: TextIO | None = None):
+        self._file, self._quiet, self._total = sys.stderr if file is None else file, quiet, total
+        self._title, self._baseline, self._before, self._step = "", 1.0, 0, 0
         self._bar: Any = None
         self._printed = self._begun = time.perf_counter()
-        self._first = step
+        self._first = 0
 
     def __enter__(self) -> Self:
         if self._file.isatty() and not self._quiet:
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                desc=self._title,
-                initial=self._step,
-                total=self._steps,
-                unit="step",
-                unit_scale=False,
-                dynamic_ncols=True,
-                file=self._file,
-            )
+            self._bar = tqdm(total=self._total, unit="step", unit_scale=False, dynamic_ncols=True, file=self._file)
         return self
 
     def __exit__(
@@ -47,9 +38,27 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def begin(self, title: str, baseline: float, step: int, before: int = 0) -> None:
+        """A run begins.
+
+        Args:
+          title: what to call it.
+          baseline: its trivial loss.
+          step: the steps of it that are done already.
+          before: the steps before it.
+        """
+        self._title, self._baseline, self._before = title, baseline, before
+        self._step = self._first = before + step
+        self._begun = time.perf_counter()
+        if self._bar is not None:
+            self._bar.set_description(title, refresh=False)
+            self._bar.reset(self._total)
+            self._bar.initial = self._step
+            self._bar.update(self._step)
+
     def update(self, step: int, losses: Sequence[float], solved: int) -> None:
-        """Shows that `step` steps are done, the evaluation loss of each seed, and how many are solved."""
-        done, self._step = step - self._step, step
+        """Shows that `step` steps of the run are done, the evaluation loss of each seed, and how many are solved."""
+        done, self._step = self._before + step - self._step, self._before + step
         if self._bar is not None:
             self._bar.set_postfix_str(self._measured(losses, solved), refresh=False)
             self._bar.update(done)
@@ -57,9 +66,9 @@ class Progress:
         now = time.perf_counter()
         if now - self._printed >= QUIET_SECONDS and not self._quiet:
             self._printed = now
-            rate = (step - self._first) / (now - self._begun)
+            rate = (self._step - self._first) / (now - self._begun)
             print(
-                f"{self._title}: step {step}/{self._steps}, {rate:.3g} steps/s, {self._measured(losses, solved)}",
+                f"{self._title}: step {self._step}/{self._total}, {rate:.3g} steps/s, {self._measured(losses, solved)}",
                 file=self._file,
                 flush=True,
             )

@@ -39,7 +39,8 @@ def train(run: runs.Run, options: Train, started: float) -> int:
       The exit status: 0 if the run ended, 1 if it diverged, 130 if it was interrupted by Ctrl-C.
     """
     try:
-        result = finish(run, options, started)
+        with Progress(options.config.steps, quiet=not run.writes) as progress:
+            result = finish(run, options, started, progress)
     except KeyboardInterrupt:
         step = run.metrics[-1]["step"] if run.metrics else 0
         print(f"\nInterrupted at step {step}. Go on with:\n  {options.command()} --resume", file=sys.stderr)
@@ -49,46 +50,49 @@ def train(run: runs.Run, options: Train, started: float) -> int:
     return 1 if result["status"] == DIVERGED else 0
 
 
-def finish(run: runs.Run, options: Train, started: float, quiet: bool = False) -> dict[str, Any]:
-    """How the run ended, as in summary.json; trains as far as that is not known yet. `quiet`: without progress."""
+def finish(run: runs.Run, options: Train, started: float, progress: Progress, before: int = 0) -> dict[str, Any]:
+    """How the run ended, as in summary.json; trains as far as that is not known yet.
+
+    Args:
+      run, options, started: as of `train`.
+      progress: shows it; `before` counts the steps that it has shown before this run.
+    """
     result = run.result()
-    return _Session(run, options, started, quiet).go() if result is None else result
+    return _Session(run, options, started).go(progress, before) if result is None else result
 
 
 class _Session:
     """The state of one call while it runs."""
 
-    def __init__(self, run: runs.Run, options: Train, started: float, quiet: bool):
-        self.run, self.options, self.config, self.quiet = run, options, options.config, quiet
+    def __init__(self, run: runs.Run, options: Train, started: float):
+        self.run, self.options, self.config = run, options, options.config
         self.task = tasks.get(self.config.task)
         self.mesh = training.devices_mesh(options.devices)
         self.started = self.last_line = started
         self.last_save = time.perf_counter()
         self.has_begun = False
 
-    def go(self) -> dict[str, Any]:
+    def go(self, progress: Progress, before: int) -> dict[str, Any]:
         """From the last checkpoint, or from the start, to the end of the run; returns how it ended."""
         state = self.run.restore(jax.eval_shape(lambda: training.init(self.config)), self.mesh)
         state = training.init(self.config, self.mesh) if state is None else state
+        progress.begin(self.options.name, self.task.baseline(self.config.length), int(state.step.max()), before)
         try:
-            state, status, reason = self._steps(state)
+            state, status, reason = self._steps(state, progress)
         finally:
             self.run.close()
         return self._finish(state, status, reason)
 
-    def _steps(self, state: State) -> tuple[State, str, str]:
+    def _steps(self, state: State, progress: Progress) -> tuple[State, str, str]:
         """Chunks until the end: the last good state, the status and, if it diverged, what happened."""
-        config, step = self.config, int(state.step.max())
-        quiet, baseline = self.quiet or not self.run.writes, self.task.baseline(config.length)
         try:
-            with Progress(self.options.name, step, config.steps, baseline, quiet) as progress:
-                while (status := self._status()) is None:
-                    state = self._chunk(state)
-                    line = self.run.metrics[-1]
-                    progress.update(line["step"], line["eval_loss"], len(self._solved(line)))
-                    if self._is_due():
-                        self.run.save(line["step"], state)
-                        self.last_save = time.perf_counter()
+            while (status := self._status()) is None:
+                state = self._chunk(state)
+                line = self.run.metrics[-1]
+                progress.update(line["step"], line["eval_loss"], len(self._solved(line)))
+                if self._is_due():
+                    self.run.save(line["step"], state)
+                    self.last_save = time.perf_counter()
             return state, status, ""
         except KeyboardInterrupt:
             if self._is_recorded(state):

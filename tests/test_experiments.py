@@ -315,7 +315,8 @@ def test_reference_level():
 
 
 def test_progress_without_a_terminal_is_quiet(capsys):
-    with progress.Progress("adding", 0, 1000, 1 / 6) as bar:
+    with progress.Progress(1000) as bar:
+        bar.begin("adding", 1 / 6, 0)
         for step in range(100, 1001, 100):
             bar.update(step, [0.1], 0)
     assert capsys.readouterr().err == ""

@@ -1,0 +1,183 @@
+"""`python -m experiments sweep FILE`: a table of runs, one after the other; what is done is not done again.
+
+A file says, in TOML, what its runs share and in what they differ. A list of values stands for a run with each of them,
+several lists for all combinations::
+
+    [defaults]
+    seeds = 5
+
+    [[run]]
+    task = "adding"
+    length = [200, 600]
+    cell = ["gru", "lstm"]
+"""
+
+import dataclasses
+import itertools
+import shlex
+import statistics
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import jax
+import tyro
+
+from experiments import config, runs, session
+from experiments.config import Config, Train
+from experiments.names import lookup
+from experiments.progress import Progress
+
+FIELDS: dict[str, Any] = get_type_hints(Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Train everything that a file lists; go on where a call before was stopped."""
+
+    file: tyro.conf.Positional[Path]
+    """TOML file of the runs"""
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/<name of the file>)")
+    ] = None
+    """folder of the run folders"""
+    dry: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """only show the commands of the runs, and which have ended"""
+    checkpoint_seconds: float = 5.0
+    """least time between two checkpoints, in seconds; does not change the result"""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run folders."""
+        return self.out or Path("runs") / self.file.stem
+
+    def read(self) -> list[Train]:
+        """The runs of the file, all of them checked.
+
+        Raises:
+          ValueError: if the file is no TOML, or a run of it makes no sense: the message says which.
+          OSError: if it cannot be read.
+        """
+        try:
+            table = tomllib.loads(self.file.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{self.file} is not TOML: {error}") from error
+        if unknown := [name for name in table if name not in ("defaults", "run")]:
+            raise ValueError(f"{self.file} has a table {unknown[0]!r}; it may have [defaults] and [[run]]")
+        named: dict[str, Train] = {}
+        for number, entry in enumerate(table.get("run", []), 1):
+            try:
+                for name, one in _expand(table.get("defaults", {}) | entry):
+                    options = Train(one, self.folder / name, True, self.checkpoint_seconds)
+                    options.check()
+                    if named.setdefault(name, options) is not options:
+                        raise ValueError(f"another run is called {name!r}, too; give one of them a name = …")
+            except ValueError as error:
+                raise ValueError(f"{self.file}, run {number}: {error}") from error
+        if not named:
+            raise ValueError(f"{self.file} lists no [[run]]")
+        return list(named.values())
+
+    def command(self) -> str:
+        """The command line that goes on with it."""
+        where = [] if self.out is None else ["--out", str(self.out)]
+        return shlex.join([*config.PROGRAM.split(), "sweep", str(self.file), *where])
+
+
+def run(options: Sweep, started: float) -> int:
+    """Trains what is not done, and prints a table.
+
+    Returns:
+      The exit status: 0 if all runs have ended, 1 if one of them diverged, 130 after Ctrl-C.
+    """
+    listed = options.read()
+    if options.dry:
+        for one in listed:
+            done = (one.folder / runs.SUMMARY).exists()
+            print(f"{'done' if done else 'to do'}  {dataclasses.replace(one, resume=False).command()}")
+        return 0
+    opened = [runs.open_run(one) for one in listed]
+    results, before = [], 0
+    try:
+        with Progress(sum(one.config.steps for one in listed)) as progress:
+            for one, folder in zip(listed, opened, strict=True):
+                results.append(session.finish(folder, one, started, progress, before))
+                before += one.config.steps
+                # Their programs are not needed again, and there may be hundreds of them.
+                jax.clear_caches()
+                started = time.perf_counter()
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. Go on with:\n  {options.command()}", file=sys.stderr)
+        return 130
+    print(_table(listed, opened, results))
+    print(f"\n{config.PROGRAM} report {shlex.quote(str(options.folder))} makes a page of it.")
+    return 1 if any(result["status"] == session.DIVERGED for result in results) else 0
+
+
+def _table(listed: list[Train], opened: list[runs.Run], results: list[dict[str, Any]]) -> str:
+    """A line for each run: how many seeds solved it, when, and its evaluation loss, with the range over seeds."""
+    rows = [("run", "solved", "median step", "loss, median [range]", "minutes")]
+    for one, folder, result in zip(listed, opened, results, strict=True):
+        solved = [at for at in result["solved_at"] if at is not None]
+        losses = result.get("eval_loss", [])
+        rows.append(
+            (
+                one.folder.name,
+                result["status"] if result["status"] == session.DIVERGED else f"{len(solved)}/{one.config.seeds}",
+                f"{statistics.median(solved):.0f}" if solved else "–",
+                f"{statistics.median(losses):.3g} [{min(losses):.3g}, {max(losses):.3g}]" if losses else "–",
+                f"{sum(line['seconds'] for line in folder.timing) / 60:.1f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, Config]]:
+    """The runs that one entry of a file stands for, with the name of each."""
+    values = dict(entry)
+    prefix = values.pop("name", None)
+    task = values.pop("task", None)
+    if not isinstance(task, str):
+        raise ValueError(f"task must be the name of a task, got {task!r}")
+    recipe = config.defaults(task).config
+    varied = {name: options for name, value in values.items() if (options := _options(name, value)) is not None}
+    fixed = {name: _checked(name, value) for name, value in values.items() if name not in varied}
+    for combination in itertools.product(*varied.values()):
+        chosen = dict(zip(varied, combination, strict=True))
+        one = dataclasses.replace(recipe, **fixed, **chosen)
+        shown = [name for name in chosen if name not in ("length", "cell", "init", "seed", "seeds")]
+        words = [f"{name.replace('_', '-')}{_word(chosen[name])}" for name in shown]
+        yield "-".join([prefix or "", Train(one).name, *words]).strip("-"), one
+
+
+def _options(name: str, value: Any) -> list[Any] | None:
+    """The values of a setting that varies; None if it does not."""
+    several = isinstance(value, list) and (not _is_tuple(name) or any(isinstance(item, list) for item in value))
+    return [_checked(name, item) for item in value] if several else None
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A value of the type that the setting has."""
+    lookup("setting", FIELDS, name)
+    if _is_tuple(name):
+        if not isinstance(value, list) or any(type(item) is not int for item in value):
+            raise ValueError(f"{name} must be a list of integers, got {value!r}")
+        return tuple(value)
+    kinds = (int, float) if FIELDS[name] is float else (FIELDS[name],)
+    if type(value) not in kinds:
+        raise ValueError(f"{name} must be of type {FIELDS[name].__name__}, got {value!r}")
+    return FIELDS[name](value)
+
+
+def _is_tuple(name: str) -> bool:
+    return lookup("setting", FIELDS, name) == tuple[int, ...]
+
+
+def _word(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
