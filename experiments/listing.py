@@ -20,7 +20,7 @@ SAMPLE_LENGTH = 12
 class Listing:
     """Show the tasks: where they come from, trivial baseline, when they are solved, published results."""
 
-    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")] = ""
+    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[TASK]", help_behavior_hint="(optional)")] = ""
     """only this task, with a sample"""
 
     def check(self) -> None:

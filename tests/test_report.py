@@ -280,6 +280,7 @@ def test_broken(tmp_path, name, change, reason):
     found, broken = collect.collect(tmp_path)
     assert (found, broken) == ([], [collect.Broken("run", broken[0].reason)])
     assert broken[0].reason.startswith(reason)
+    assert f"run cannot be read: {reason}" in Tree(report.write(tmp_path).read_text()).text
 
 
 def test_digits():

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import plots, tasks
 from experiments.report import measures, tables
-from experiments.report.collect import DIVERGED, UNFINISHED, Run
+from experiments.report.collect import UNFINISHED, Run
 from experiments.report.measures import Measure
 
 # Okabe and Ito's colours, which the colour-blind tell apart, without the yellow, too pale for a line, and the black.
@@ -114,8 +114,8 @@ def solving_steps(group: Sequence[Run], style: Mapping[str, Style]) -> Figure | 
     axes.set_ylabel("optimizer steps to solve")
     _legends(figure, [axes], f"{task.name}, steps until solved", list(map(_plain, labels)))
     caption = (
-        "Median over seeds as a mark, the range as a bar. A cross is a seed that was not solved, where its run ended; "
-        "it counts as more than any other, and where half of them are, there is no mark."
+        "Median over seeds as a mark, the range as a bar. A cross is a seed that was not solved, at its budget; it "
+        "counts as more than any other, and where half of them are, there is no mark."
     )
     seen = "; ".join(
         f"{run.label} at T = {run.length} {tables.steps_to_solve(run)[0]} ({tables.row(run).seeds})" for run in group
@@ -169,15 +169,15 @@ def _draw_run(axes: Any, run: Run, metric: Measure, style: Style) -> None:
 
 
 def _draw_steps(axes: Any, group: Sequence[Run], style: Style, aside: float) -> None:
-    """One variant: medians joined by a line, ranges as bars, unsolved seeds as crosses where their run ended.
+    """One variant: medians joined by a line, ranges as bars, unsolved seeds as crosses at the budget.
 
     `aside` is a factor to all lengths.
     """
     medians = []
     for run in group:
-        x, ended = run.length * aside, run.step if run.status == DIVERGED else run.budget
-        steps = sorted(ended if at is None else at for at in run.solved_at or ())
-        unsolved = [ended] * (run.solved_at or ()).count(None)
+        x = run.length * aside
+        steps = sorted(run.budget if at is None else at for at in run.solved_at or ())
+        unsolved = [run.budget] * (run.solved_at or ()).count(None)
         axes.plot([x, x], [steps[0], steps[-1]], color=style.colour, linewidth=1.3)
         axes.plot([x] * len(unsolved), unsolved, "x", color=style.colour, markersize=6.5, markeredgewidth=1.5)
         if len(unsolved) < len(steps) / 2:
