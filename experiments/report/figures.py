@@ -8,8 +8,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments import plots, tasks
 from experiments.report import measures, tables
 from experiments.report.collect import UNFINISHED, Run
@@ -75,7 +73,7 @@ def learning_curves(group: Sequence[Run], style: Mapping[str, Style]) -> Figure 
         return None
     lines = [line for metric in metrics for line in _levels(metric, length)]
     name = f"{task.name}, T = {length}"
-    rows = -(-len(group) // 2) + sum(label.count("\n") + 1 for _, label, _ in lines)
+    rows = _legend_rows([run.label for run in group]) + sum(label.count("\n") + 1 for _, label, _ in lines)
     figure = _figure(len(metrics) * PANEL + rows * LEGEND_ROW)
     panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
@@ -98,7 +96,7 @@ def solving_steps(group: Sequence[Run], style: Mapping[str, Style]) -> Figure | 
     if len(lengths) < 2:
         return None
     task, labels = group[0].task, list(dict.fromkeys(run.label for run in group))
-    figure = _figure(1.6 * PANEL + -(-len(labels) // 2) * LEGEND_ROW)
+    figure = _figure(1.6 * PANEL + _legend_rows(labels) * LEGEND_ROW)
     axes = figure.subplots()
     # Variants stand side by side, in the middle third between a length and the next.
     room = min(after / before for before, after in itertools.pairwise(lengths)) ** (1 / 3)
@@ -148,22 +146,25 @@ def _levels(metric: Measure, length: int) -> list[tuple[float, str, Any]]:
 
 
 def _draw_run(axes: Any, run: Run, metric: Measure, style: Style) -> None:
-    lines = [line for line in run.lines if f"eval_{metric.name}" in line.values]
-    if not lines:
-        return
-    steps = [line.step for line in lines]
-    spreads = [metric.spread(line.values[f"eval_{metric.name}"]) for line in lines]
-    median, low, high = np.ma.masked_invalid(np.array(spreads, float)).T
-    axes.fill_between(steps, low, high, color=style.colour, alpha=0.16, linewidth=0)
+    """One run in one panel; what is not finite, or not positive on a logarithmic axis, is left out."""
+    name = f"eval_{metric.name}"
+    lines = [(line.step, metric.spread(line.values[name])) for line in run.lines if name in line.values]
+    least = -math.inf if metric.higher_is_better else 0
+    lines = [(step, spread) for step, spread in lines if least < spread.median < math.inf]
+    bands = [(step, spread) for step, spread in lines if least < spread.low and spread.high < math.inf]
+    if bands:
+        steps, spreads = zip(*bands, strict=True)
+        low, high = [each.low for each in spreads], [each.high for each in spreads]
+        axes.fill_between(steps, low, high, color=style.colour, alpha=0.16, linewidth=0)
     axes.plot(
-        steps,
-        median,
+        [step for step, _ in lines],
+        [spread.median for _, spread in lines],
         color=style.colour,
         linestyle=style.dashes,
         linewidth=1.5,
         marker=style.marker,
         markersize=4.5,
-        markevery=[len(steps) - 1],
+        markevery=(max(len(lines) - 1, 0), 1),
         label=_plain(run.label),
     )
 
@@ -213,7 +214,7 @@ def _plain_log(axes: Any) -> None:
 
     low, high = axes.get_ylim()
     subdivisions = ((1, (1, 1.5, 2, 3, 4, 5, 7)), (2, (1, 2, 5)), (3, (1, 3)), (math.inf, (1,)))
-    subs = next(subs for decades, subs in subdivisions if np.log10(high / low) < decades)
+    subs = next(subs for decades, subs in subdivisions if math.log10(high / low) < decades)
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}".replace("e-0", "e-")))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -242,13 +243,13 @@ def _legends(figure: Any, panels: Sequence[Any], title: str, variants: Sequence[
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     above = [label for label in handles if label in variants]
     below = [label for label in handles if label not in variants]
-    for labels, where, columns in ((above, "outside upper left", 2), (below, "outside lower left", 1)):
+    for labels, where in ((above, "outside upper left"), (below, "outside lower left")):
         if labels:
             legend = figure.legend(
                 [handles[label] for label in labels],
                 labels,
                 loc=where,
-                ncols=columns if max(map(len, labels)) < 30 else 1,
+                ncols=_legend_columns(labels) if labels is above else 1,
                 fontsize=TEXT,
                 labelcolor=INK,
                 frameon=False,
@@ -260,6 +261,14 @@ def _legends(figure: Any, panels: Sequence[Any], title: str, variants: Sequence[
                 labelspacing=0.35,
             )
             legend.get_title().set_color(INK)
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    return 2 if max(map(len, labels)) < 30 else 1
+
+
+def _legend_rows(labels: Sequence[str]) -> int:
+    return math.ceil(len(labels) / _legend_columns(labels))
 
 
 def _finish(figure: Any, name: str, caption: str, alt: str) -> Figure:
