@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments train TASK`, `sweep FILE` and `bench`."""
+"""The command line: `python -m experiments train TASK`, `sweep FILE`, `report RUNS`, `list` and `bench`."""
 
 import os
 import sys
@@ -10,8 +10,12 @@ from typing import Any
 import jax
 import tyro
 
-from experiments import config, runs, session, sweep, tasks
+from experiments import config, listing, runs, session, sweep, tasks
 from experiments.bench.settings import Bench
+from experiments.listing import Listing
+from experiments.report.settings import Report
+
+Command = config.Train | sweep.Sweep | Report | Listing | Bench
 
 
 def main(arguments: Sequence[str] | None = None, started: float | None = None) -> int:
@@ -28,20 +32,46 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
     started = time.perf_counter() if started is None else started
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options = parse(arguments)
-        if isinstance(options, Bench):
-            options.check()
-            return bench(options)
-        use_compilation_cache()
-        if isinstance(options, sweep.Sweep):
-            return sweep.run(options, started)
-        join(options)
-        options.check()
-        run = runs.open_run(options)
+        return run(parse(arguments), started)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return session.train(run, options, started)
+
+
+def run(options: Command, started: float) -> int:
+    """Runs what the arguments ask for; see `main`.
+
+    Raises:
+      ValueError, OSError: if an option makes no sense, or a file cannot be read; before anything is computed.
+    """
+    match options:
+        case config.Train():
+            use_compilation_cache()
+            join(options)
+            options.check()
+            return session.train(runs.open_run(options), options, started)
+        case sweep.Sweep():
+            use_compilation_cache()
+            return sweep.run(options, started)
+        case Bench():
+            options.check()
+            return bench(options)
+        case Report():
+            options.check()
+            return report(options)
+        case Listing():
+            options.check()
+            print(listing.text(options.task))
+            return 0
+
+
+def report(options: Report) -> int:
+    """Writes a page of runs."""
+    # Imported only here: training need not wait for it.
+    from experiments.report import write
+
+    print(write(options.runs, options.out))
+    return 0
 
 
 def bench(options: Bench) -> int:
@@ -52,8 +82,8 @@ def bench(options: Bench) -> int:
     return bench_session.run(options)
 
 
-def parse(arguments: Sequence[str]) -> config.Train | sweep.Sweep | Bench:
-    """What the arguments say: `train TASK`, with the options and defaults of that task, `sweep FILE` or `bench`.
+def parse(arguments: Sequence[str]) -> Command:
+    """What the arguments say; `train TASK` with the options and defaults of that task.
 
     Raises:
       ValueError: if there is no such task; the message suggests the nearest name.
@@ -73,7 +103,7 @@ def parse(arguments: Sequence[str]) -> config.Train | sweep.Sweep | Bench:
         return options
 
     options: Any = tyro.extras.subcommand_cli_from_dict(
-        {"train": train, "sweep": sweep.Sweep, "bench": Bench},
+        {"train": train, "sweep": sweep.Sweep, "report": Report, "list": Listing, "bench": Bench},
         prog=config.PROGRAM,
         description="Experiments with GRUs on synthetic memory tasks, and benchmarks.",
         args=arguments,
