@@ -1,5 +1,6 @@
 """The tasks: data against slow NumPy versions and examples made by hand, baselines against the trivial predictor."""
 
+import functools
 import math
 
 import jax
@@ -17,20 +18,24 @@ ADDING, COPY = tasks.get("adding"), tasks.get("copy")
 @pytest.mark.parametrize("name", tasks.TASKS)
 @pytest.mark.parametrize("x64", [False, True])
 def test_contract(name, x64):
-    """What every task keeps to, in float32 whatever the global precision."""
+    """What every task keeps to, under tracing, in float32 whatever the global precision."""
     task = tasks.get(name)
+
+    def sample_and_measure(key, length):
+        batch = task.sample(key, 3, length)
+        outputs = jnp.zeros((task.steps(length), 3, task.out_features), jnp.float32)
+        return batch, task.loss(outputs, batch), task.metrics(outputs, batch)
+
     with jax.enable_x64(x64):
-        for length in (task.min_length, task.min_length + 5):
-            batch = jax.jit(task.sample, static_argnums=(1, 2))(KEY, 3, length)
+        for length in (task.min_length, task.min_length + 5, task.recipe.length):
+            batch, loss, metrics = jax.eval_shape(functools.partial(sample_and_measure, length=length), KEY)
             steps = task.steps(length)
             assert batch.inputs.shape == (steps, 3, task.in_features)
             assert batch.targets.shape[:2] == batch.weights.shape == (steps, 3)
             assert batch.inputs.dtype == batch.weights.dtype == jnp.float32
             assert batch.targets.dtype in (jnp.float32, jnp.int32)
-            outputs = jnp.zeros((steps, 3, task.out_features), jnp.float32)
-            metrics = task.metrics(outputs, batch)
-            assert metrics["loss"] == task.loss(outputs, batch)
-            assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+            assert "loss" in metrics
+            assert all(value.shape == () and value.dtype == jnp.float32 for value in (loss, *metrics.values()))
             assert 0 < task.baseline(length) < math.inf
     assert hash(task) == hash(type(task)())
     assert task == type(task)()
@@ -39,17 +44,24 @@ def test_contract(name, x64):
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_data_depend_on_the_key_alone(name):
+    """The same from the same key, another from another, whether drawn by themselves or side by side."""
     task = tasks.get(name)
-    first, again, other = (task.sample(key, 4, 12) for key in (KEY, KEY, jax.random.key(8)))
-    for a, b in zip(first, again, strict=True):
+    length = task.min_length + 6
+    sample = jax.jit(lambda key: task.sample(key, 4, length))
+    first, again, other = (sample(key) for key in (KEY, KEY, jax.random.key(8)))
+    both = jax.jit(jax.vmap(sample))(jnp.stack([KEY, jax.random.key(8)]))
+    for a, b, c, ac in zip(first, again, other, both, strict=True):
         np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(ac, jnp.stack([a, c]), rtol=1e-6)
     assert not np.array_equal(first.inputs, other.inputs)
+    outputs = jax.random.normal(KEY, (task.steps(length), 4, task.out_features))
+    assert task.metrics(outputs, first)["loss"] == task.loss(outputs, first)
 
 
 def test_unknown_task():
     with pytest.raises(ValueError, match="unknown task 'copi'; did you mean 'copy'"):
         tasks.get("copi")
-    with pytest.raises(ValueError, match=r"unknown task 'xyzzy'\. Tasks: adding, copy"):
+    with pytest.raises(ValueError, match=r"unknown task 'xyzzy'\. Tasks: adding, "):
         tasks.get("xyzzy")
 
 

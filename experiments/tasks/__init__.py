@@ -2,13 +2,20 @@
 
 import difflib
 
-from experiments.tasks.adding import Adding
+from experiments.tasks.adding import Adding, Adding1997, AddingAnywhere, Multiplication
 from experiments.tasks.base import Batch, Metrics, Recipe, Reference, Task
-from experiments.tasks.copy import Copy
+from experiments.tasks.copy import Copy, CopyVariable, Denoise
+from experiments.tasks.sequence_classes import Latch, TemporalOrder, TemporalOrder3
 
-__all__ = ["TASKS", "Adding", "Batch", "Copy", "Metrics", "Recipe", "Reference", "Task", "get"]
+__all__ = ["TASKS", "Batch", "Metrics", "Recipe", "Reference", "Task", "get"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (Adding(), Copy())}
+_ALL: tuple[Task, ...] = (
+    *(Adding(), AddingAnywhere(), Adding1997(), Multiplication()),
+    *(Copy(), CopyVariable(), Denoise()),
+    *(Latch(), TemporalOrder(), TemporalOrder3()),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def get(name: str) -> Task:
@@ -19,10 +26,10 @@ def get(name: str) -> Task:
 
     >>> get("adding").baseline(100)
     0.16666666666666666
-    >>> get("addng")
+    >>> get("addng")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ValueError: unknown task 'addng'; did you mean 'adding'? Tasks: adding, copy
+    ValueError: unknown task 'addng'; did you mean 'adding'? Tasks: adding, ...
     """
     if name in TASKS:
         return TASKS[name]
