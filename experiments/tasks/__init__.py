@@ -1,13 +1,34 @@
 """Tasks by name: what `python -m experiments train NAME` trains on. One file a family."""
 
 from experiments.names import lookup
-from experiments.tasks.adding import Adding
+from experiments.tasks.adding import Adding, Adding1997, AddingAnywhere, Multiplication
+from experiments.tasks.association import MQAR, Induction
 from experiments.tasks.base import Batch, Metrics, Recipe, Reference, Task
-from experiments.tasks.copy import Copy
+from experiments.tasks.copy import Copy, CopyVariable, Denoise
+from experiments.tasks.digits import Digits, PermutedDigits
+from experiments.tasks.flip_flop import FlipFlop
+from experiments.tasks.mackey_glass import MackeyGlass
+from experiments.tasks.regular import Cycle, Parity
+from experiments.tasks.repeat import RepeatPrevious
+from experiments.tasks.selective_copy import SelectiveCopy
+from experiments.tasks.sequence_classes import Latch, TemporalOrder, TemporalOrder3
+from experiments.tasks.warp import TimeWarp, UniformTimeWarp
 
-__all__ = ["TASKS", "Adding", "Batch", "Copy", "Metrics", "Recipe", "Reference", "Task", "get"]
+__all__ = ["TASKS", "Batch", "Metrics", "Recipe", "Reference", "Task", "get"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (Adding(), Copy())}
+_FAMILIES: tuple[tuple[Task, ...], ...] = (
+    (Adding(), AddingAnywhere(), Adding1997(), Multiplication()),
+    (Copy(), CopyVariable(), Denoise(), SelectiveCopy()),
+    (Latch(), TemporalOrder(), TemporalOrder3()),
+    (MQAR(), Induction()),
+    (Parity(), Cycle()),
+    (RepeatPrevious(),),
+    (TimeWarp(), UniformTimeWarp()),
+    (FlipFlop(),),
+    (MackeyGlass(),),
+    (Digits(), PermutedDigits()),
+)
+TASKS: dict[str, Task] = {task.name: task for family in _FAMILIES for task in family}
 
 
 def get(name: str) -> Task:

@@ -165,3 +165,19 @@ def exact_match(outputs: jax.Array, batch: Batch) -> jax.Array:
     """The share of the sequences that have the target as largest output at every step of positive weight."""
     right = (outputs.argmax(axis=-1) == batch.targets) | (batch.weights == 0)
     return right.all(axis=0).mean(dtype=jnp.float32)
+
+
+def answer_step(key: jax.Array, batch: int, length: int) -> jax.Array:
+    """(B,) int32, the last steps of sequences of T to T + T // 10 steps, as Hochreiter & Schmidhuber 1997 draw them."""
+    return jax.random.randint(key, (batch,), length - 1, length + length // 10, jnp.int32)
+
+
+def weights_at(step: jax.Array | int, steps: int, batch: int) -> jax.Array:
+    """(S, B) float32, 1 at that step, () or (B,), of each sequence and 0 elsewhere."""
+    t = jnp.arange(steps, dtype=jnp.int32)[:, None]
+    return jnp.broadcast_to(t == step, (steps, batch)).astype(jnp.float32)
+
+
+def shown_steps(batch: Batch) -> int:
+    """The steps of a batch's first sequence: up to its last weight."""
+    return int(batch.weights[:, 0].nonzero()[0][-1]) + 1
