@@ -14,13 +14,18 @@ KEY = jax.random.key(7)
 ADDING, COPY = tasks.get("adding"), tasks.get("copy")
 
 
+def lengths(task):
+    """The shortest length and a longer one, where the task has one."""
+    return sorted({task.min_length, min(task.min_length + 5, task.max_length or 10**6)})
+
+
 @pytest.mark.parametrize("name", tasks.TASKS)
 @pytest.mark.parametrize("x64", [False, True])
 def test_contract(name, x64):
     """What every task keeps to, in float32 whatever the global precision."""
     task = tasks.get(name)
     with jax.enable_x64(x64):
-        for length in (task.min_length, task.min_length + 5):
+        for length in lengths(task):
             batch = jax.jit(task.sample, static_argnums=(1, 2))(KEY, 3, length)
             steps = task.steps(length)
             assert batch.inputs.shape == (steps, 3, task.in_features)
@@ -34,13 +39,13 @@ def test_contract(name, x64):
             assert 0 < task.baseline(length) < math.inf
     assert hash(task) == hash(type(task)())
     assert task == type(task)()
-    assert task.recipe.length >= task.min_length
+    assert task.min_length <= task.recipe.length <= (task.max_length or task.recipe.length)
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_data_depend_on_the_key_alone(name):
     task = tasks.get(name)
-    first, again, other = (task.sample(key, 4, 12) for key in (KEY, KEY, jax.random.key(8)))
+    first, again, other = (task.sample(key, 4, lengths(task)[-1]) for key in (KEY, KEY, jax.random.key(8)))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(first.inputs, other.inputs)
