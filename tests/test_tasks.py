@@ -15,6 +15,11 @@ KEY = jax.random.key(7)
 ADDING, COPY = tasks.get("adding"), tasks.get("copy")
 
 
+def lengths(task):
+    """The shortest length and a longer one, where the task has one."""
+    return sorted({task.min_length, min(task.min_length + 5, task.max_length or 10**6)})
+
+
 @pytest.mark.parametrize("name", tasks.TASKS)
 @pytest.mark.parametrize("x64", [False, True])
 def test_contract(name, x64):
@@ -27,7 +32,7 @@ def test_contract(name, x64):
         return batch, task.loss(outputs, batch), task.metrics(outputs, batch)
 
     with jax.enable_x64(x64):
-        for length in (task.min_length, task.min_length + 5, task.recipe.length):
+        for length in {*lengths(task), task.recipe.length}:
             batch, loss, metrics = jax.eval_shape(functools.partial(sample_and_measure, length=length), KEY)
             steps = task.steps(length)
             assert batch.inputs.shape == (steps, 3, task.in_features)
@@ -39,14 +44,14 @@ def test_contract(name, x64):
             assert 0 < task.baseline(length) < math.inf
     assert hash(task) == hash(type(task)())
     assert task == type(task)()
-    assert task.recipe.length >= task.min_length
+    assert task.min_length <= task.recipe.length <= (task.max_length or task.recipe.length)
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_data_depend_on_the_key_alone(name):
     """The same from the same key, another from another, whether drawn one after the other or side by side."""
     task = tasks.get(name)
-    length = task.min_length + 6
+    length = lengths(task)[-1]
 
     def draw_and_measure(key):
         batch = task.sample(key, 4, length)

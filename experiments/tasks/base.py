@@ -82,6 +82,7 @@ class Task(abc.ABC):
       in_features: D.
       out_features: K.
       min_length: the shortest length that makes sense.
+      max_length: the longest, if there is one.
       recipe: defaults for training.
       references: published results; none where none is certain.
       generalises: whether it counts as solved only if it is at the lengths beyond the trained one, too.
@@ -96,6 +97,7 @@ class Task(abc.ABC):
     out_features: int
     min_length: int
     recipe: Recipe
+    max_length: int | None = None
     references: tuple[Reference, ...] = ()
     generalises: bool = False
 
