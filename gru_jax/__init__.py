@@ -11,7 +11,7 @@
 import importlib
 from typing import Any
 
-from gru_jax import gates, initializers
+from gru_jax import cells, gates, initializers
 from gru_jax.cells import CHO2014, CUDNN, GOODFELLOW, GRU, Params
 from gru_jax.lowering import lowerings
 from gru_jax.primitives import save_states
@@ -26,6 +26,7 @@ __all__ = [
     "GOODFELLOW",
     "GRU",
     "Params",
+    "cells",
     "config",
     "convert",
     "gates",

@@ -109,3 +109,21 @@ def interpolate(z: jax.Array, h_tm1: jax.Array, n: jax.Array) -> jax.Array:
     [5.0, 7.0]
     """
     return z * h_tm1 + (1 - z) * n
+
+
+def refine(z: jax.Array, s: jax.Array) -> jax.Array:
+    """The update gate moved by a refine gate s: z² at s = 0, z at s = ½, 1 − (1 − z)² at s = 1.
+
+    A. Gu et al., arXiv:1910.09890, section 3: g = s ⊙ (1 − (1 − z)²) + (1 − s) ⊙ z², with f for z and r for s.
+
+    Args:
+      z: update gate, (..., features).
+      s: refine gate, (..., features).
+
+    Returns:
+      The effective gate g, (..., features).
+
+    >>> refine(jnp.float32(0.5), jnp.array([0., 0.5, 1.])).tolist()
+    [0.25, 0.5, 0.75]
+    """
+    return z + (2 * s - 1) * z * (1 - z)

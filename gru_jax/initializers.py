@@ -1,7 +1,10 @@
-"""Initial values of a GRU's weights, in the form of `jax.nn.initializers`: ``init(key, shape, dtype) -> array``.
+"""Initial values of a cell's weights, in the form of `jax.nn.initializers`: ``init(key, shape, dtype) -> array``.
 
 A GRU's matrices hold three gates. An initializer of this package or of `jax.nn.initializers` is applied to each gate on
 its own, so that fans and orthogonality mean what they mean for a single matrix, however the gates are stored.
+
+`chrono`, `uniform_gate` and `forget_bias` are for the bias of the gate that keeps, ``update_bias_init`` of `cell.init`:
+σ(b) is the share of the state that a step keeps.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +20,9 @@ Initializer = Callable[..., jax.Array]
 glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
 lecun_normal: Initializer = jax.nn.initializers.lecun_normal()
 zeros: Initializer = jax.nn.initializers.zeros
+
+forget_bias: Initializer = jax.nn.initializers.ones
+"""1, so that a cell starts by keeping: F. Gers et al., Neural Computation 2000; R. Jozefowicz et al., ICML 2015."""
 
 
 def orthogonal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -59,10 +65,37 @@ def chrono(max_time: int) -> Initializer:
     return init
 
 
-def per_gate(init: Initializer, key: jax.Array, rows: int, features: int, dtype: Any) -> jax.Array:
-    """A packed matrix (rows, 3·features) whose three blocks r, z, n are drawn from `init` one by one.
+def uniform_gate(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Bias of a gate that starts spread uniformly: b = −ln(1/u − 1), so σ(b) = u, with u ~ U[1/H, 1 − 1/H].
 
-    The blocks are drawn by one `vmap`: one compiled decomposition for an orthogonal `init` instead of three.
+    As long as its weights do nothing, a unit keeps u of its state: time constants 1/(1 − u) up to H, with the density
+    of a power law. 1 − u is distributed as u is, so that the sign of the gate does not matter; ours keep.
+
+    Args:
+      key: a PRNG key.
+      shape: (..., H), of one gate's bias.
+      dtype: of the result.
+
+    Returns:
+      The bias; pass `uniform_gate` itself as ``update_bias_init``.
+
+    Reference:
+      A. Gu et al.: Improving the gating mechanism of recurrent neural networks, ICML 2020 (arXiv:1910.09890), "uniform
+      gate initialisation".
+
+    >>> keep = jax.nn.sigmoid(uniform_gate(jax.random.key(0), (100,)))
+    >>> bool((keep >= 0.0099).all() and (keep <= 0.9901).all())
+    True
     """
-    blocks = jax.vmap(lambda k: init(k, (rows, features), dtype))(jax.random.split(key, 3))
-    return blocks.transpose(1, 0, 2).reshape(rows, 3 * features)
+    least = 1 / max(shape[-1], 2)
+    u = jax.random.uniform(key, shape, jnp.promote_types(dtype, jnp.float32), minval=least, maxval=1 - least)
+    return jax.scipy.special.logit(u).astype(dtype)
+
+
+def per_gate(init: Initializer, key: jax.Array, rows: int, features: int, dtype: Any, gates: int = 3) -> jax.Array:
+    """A packed matrix (rows, gates·features) whose blocks are drawn from `init` one by one.
+
+    The blocks are drawn by one `vmap`: one compiled decomposition for an orthogonal `init`, not one for each gate.
+    """
+    blocks = jax.vmap(lambda k: init(k, (rows, features), dtype))(jax.random.split(key, gates))
+    return blocks.transpose(1, 0, 2).reshape(rows, gates * features)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from gru_jax import checks
 from gru_jax.cells import GRU, Params
-from gru_jax.unroll import METHODS, unroll
+from gru_jax.unroll import unroll
 
 Carry = jax.Array | tuple[jax.Array, ...]
 """One (*batch, features) array, or for several layers or directions a tuple of such."""
@@ -76,7 +76,7 @@ class Stack:
             raise ValueError("reverse must be False with bidirectional=True, which runs both ways, got True")
         checks.rate("dropout", self.dropout)
         checks.rate("recurrent_dropout", self.recurrent_dropout)
-        checks.choice("method", self.method, METHODS)
+        checks.choice("method", self.method, self.cell.methods)
         check_dtype("dtype", self.dtype)
 
     @property

@@ -1,23 +1,22 @@
-"""A GRU over a whole sequence."""
+"""A cell over a whole sequence."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, primitives
-from gru_jax.cells import GRU, Params
+from gru_jax.cells import GRU, Cell, State, checked_state
 from gru_jax.recurrence import Operands
-
-METHODS = ("auto", "scan", "fused", "native")
 
 
 def unroll(
-    cell: GRU,
-    params: Params,
+    cell: Cell,
+    params: Any,
     xs: jax.Array,
-    h_0: jax.Array | None = None,
+    h_0: State | None = None,
     *,
     lengths: jax.Array | None = None,
     mask: jax.Array | None = None,
@@ -25,16 +24,16 @@ def unroll(
     reverse: bool = False,
     method: str = "auto",
     recurrent_dropout_mask: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[State, jax.Array]:
     """Runs a cell over time: h_t = step(h_tm1, x_t) for t = 0 … T − 1.
 
     Where a step is masked, its input reaches neither an output nor a gradient, even if it is NaN.
 
     Args:
-      cell: the equations, e.g. `gru_jax.CUDNN`.
-      params: `Params`, as from `cell.init`.
+      cell: the equations, e.g. `gru_jax.CUDNN`, or another cell of `gru_jax.cells`.
+      params: as from `cell.init`.
       xs: (T, *batch, in_features), time first as in `jax.lax.scan`. T = 0 is allowed.
-      h_0: (*batch, features), the state before the first step; zero if None.
+      h_0: (*batch, features), the state before the first step, zero if None; for an LSTM `gru_jax.cells.LSTMState`.
       lengths: (*batch,) integers in [0, T]; steps at and after a sequence's length are masked.
       mask: (T, *batch) bool; where False the step is masked: the state is held and the output is zero. With `lengths`,
         a step counts where both say so.
@@ -44,17 +43,19 @@ def unroll(
       method: "scan", plain `lax.scan` under autodiff, the oracle; "fused", the input projection and all of the gradient
         that is parallel over time hoisted out of the loop, compiled by XLA; "native", the same by C++ kernels, on a CPU
         and in float32; "auto", native where it can be had, otherwise fused. `gru_jax.lowerings` tells which it is.
+        These are for a GRU; other cells have those in `cell.methods`: "scan", and a minGRU "parallel", an associative
+        scan. "auto" is the first of them.
       recurrent_dropout_mask: (*batch, features), a constant that multiplies the state where it enters the recurrent
-        products (Gal & Ghahramani, NeurIPS 2016).
+        products (Gal & Ghahramani, NeurIPS 2016); for a GRU only.
 
     Returns:
-      (h_T, hs): the state after the last step in the direction of time, (*batch, features), and the output of every
-      step, (T, *batch, features). hs has the compute dtype, the promotion of those of xs and params; h_T is kept in
-      float32 if the compute dtype is narrower.
+      (h_T, hs): the state after the last step in the direction of time, like h_0, and the output of every step,
+      (T, *batch, features), which of an LSTM is h. hs has the compute dtype, the promotion of those of xs and params;
+      h_T is kept in float32 if the compute dtype is narrower.
 
     Raises:
-      TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit, or method="native" cannot be
-        had: the message says why.
+      TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit, or a method cannot be had: the
+        message says why.
 
     >>> import gru_jax
     >>> cell = gru_jax.CUDNN
@@ -63,19 +64,18 @@ def unroll(
     >>> hs.shape, bool((hs[7:, 1] == 0).all()), bool((h_T[1] == hs[6, 1]).all())
     ((10, 2, 4), True, True)
     """
-    if not isinstance(cell, GRU):
-        raise TypeError(f"cell must be a gru_jax.GRU, got {type(cell).__name__}")
-    checks.choice("method", method, METHODS)
+    if not isinstance(cell, Cell) or isinstance(cell, type):
+        raise TypeError(f"cell must be a gru_jax.GRU or another of gru_jax.cells, got {type(cell).__name__}")
+    checks.choice("method", method, tuple(dict.fromkeys(("auto", *cell.methods))))
+    method = cell.methods[0] if method == "auto" else method
     xs = checks.array("xs", xs)
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape (T, *batch, in_features), got {xs.shape}")
     params, xs, state_dtype = cell.prepare(params, xs, "xs", "(T, *batch, in_features)")
     steps, *batch = xs.shape[:-1]
-    state_shape = (*batch, params.features)
-    h_0 = _optional("h_0", h_0, "(*batch, features)", state_shape, state_dtype)
-    h_0 = jnp.zeros(state_shape, state_dtype) if h_0 is None else h_0
-    drop = _optional("recurrent_dropout_mask", recurrent_dropout_mask, "(*batch, features)", state_shape, state_dtype)
-    drop = None if drop is None else jax.lax.stop_gradient(drop)
+    zero = cell.initial_state(params, batch, state_dtype)
+    h_0 = zero if h_0 is None else checked_state("h_0", h_0, zero)
+    drop = _dropout(cell, recurrent_dropout_mask, zero)
     mask = _flags("mask", mask, xs)
     resets = _flags("resets", resets, xs)
     if lengths is not None:
@@ -85,42 +85,60 @@ def unroll(
         mask = within if mask is None else mask & within
         resets = None if resets is None else resets & within
     if steps == 0:
-        return h_0, jnp.zeros((0, *state_shape), xs.dtype)
+        return h_0, jnp.zeros((0, *cell.output(zero).shape), xs.dtype)
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
-    run = _scan if method == "scan" else functools.partial(_fused, method=method)
-    hs = run(cell, params, xs, h_0, drop, mask, resets, reverse)
+    run = _RUNS.get(method) or functools.partial(_fused, method=method)
+    h_T, hs = run(cell, params, xs, h_0, drop, mask, resets, reverse)
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
-    return hs[0 if reverse else -1], outputs.astype(xs.dtype)
+    return h_T, outputs.astype(xs.dtype)
 
 
 def _scan(
-    cell: GRU,
-    params: Params,
+    cell: Cell,
+    params: Any,
+    xs: jax.Array,
+    h_0: State,
+    drop: jax.Array | None,
+    mask: jax.Array | None,
+    resets: jax.Array | None,
+    reverse: bool,
+) -> tuple[State, jax.Array]:
+    """Last state and outputs, step by step: nothing but `cell.step` under `lax.scan`."""
+    advance: Callable[..., State] = cell.step
+    if drop is not None:
+        advance = functools.partial(advance, recurrent_dropout_mask=drop)
+
+    def step(h_tm1, inputs):
+        x_t, keep, reset = inputs
+        if reset is not None:
+            h_tm1 = jax.tree.map(functools.partial(jnp.where, reset), h_0, h_tm1)
+        h_t = advance(params, h_tm1, x_t)
+        if keep is not None:
+            h_t = jax.tree.map(functools.partial(jnp.where, keep), h_t, h_tm1)
+        return h_t, cell.output(h_t)
+
+    return jax.lax.scan(step, h_0, (xs, mask, resets), reverse=reverse)
+
+
+def _parallel(
+    cell: Any,
+    params: Any,
     xs: jax.Array,
     h_0: jax.Array,
     drop: jax.Array | None,
     mask: jax.Array | None,
     resets: jax.Array | None,
     reverse: bool,
-) -> jax.Array:
-    """The states, step by step: nothing but `cell.step` under `lax.scan`."""
-
-    def step(h_tm1, inputs):
-        x_t, keep, reset = inputs
-        if reset is not None:
-            h_tm1 = jnp.where(reset, h_0, h_tm1)
-        h_t = cell.step(params, h_tm1, x_t, recurrent_dropout_mask=drop)
-        if keep is not None:
-            h_t = jnp.where(keep, h_t, h_tm1)
-        return h_t, h_t
-
-    return jax.lax.scan(step, h_0, (xs, mask, resets), reverse=reverse)[1]
+) -> tuple[jax.Array, jax.Array]:
+    """Last state and outputs, by the cell's own scan over all steps at once."""
+    hs = cell.parallel(params, xs, h_0, mask, resets, reverse)
+    return hs[0 if reverse else -1], hs
 
 
 def _fused(
-    cell: GRU,
-    params: Params,
+    cell: Any,
+    params: Any,
     xs: jax.Array,
     h_0: jax.Array,
     drop: jax.Array | None,
@@ -128,23 +146,27 @@ def _fused(
     resets: jax.Array | None,
     reverse: bool,
     method: str,
-) -> jax.Array:
-    """The states by the primitives of `gru_jax.primitives`."""
+) -> tuple[jax.Array, jax.Array]:
+    """Last state and outputs of a GRU, by the primitives of `gru_jax.primitives`."""
     recurrent_bias = None if params.recurrent_bias is None else params.recurrent_bias.astype(h_0.dtype)
     operands = Operands(
         xs, h_0, params.kernel, params.recurrent_kernel, params.bias, recurrent_bias, drop, mask, resets
     )
-    return primitives.states(operands, cell=cell, reverse=reverse, method=method)
+    hs = primitives.states(operands, cell=cell, reverse=reverse, method=method)
+    return hs[0 if reverse else -1], hs
 
 
-def _optional(name: str, value: Any, symbols: str, expected: tuple[Any, ...], dtype: Any) -> jax.Array | None:
-    """An array of a known shape, cast to dtype; or None."""
-    if value is None:
+# A GRU's other methods are those of its primitives.
+_RUNS = {"scan": _scan, "parallel": _parallel}
+
+
+def _dropout(cell: Cell, mask: Any, zero: State) -> jax.Array | None:
+    """The recurrent dropout mask, shaped and typed like the state; or None."""
+    if mask is None:
         return None
-    value = checks.array(name, value)
-    checks.shape(name, value, symbols, expected)
-    checks.floating(name, value)
-    return value.astype(dtype)
+    if not isinstance(cell, GRU):
+        raise ValueError(f"recurrent_dropout_mask must be None: it is for a gru_jax.GRU, got {type(cell).__name__}")
+    return jax.lax.stop_gradient(checked_state("recurrent_dropout_mask", mask, zero))
 
 
 def _flags(name: str, value: Any, xs: jax.Array) -> jax.Array | None:

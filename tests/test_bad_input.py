@@ -9,9 +9,9 @@ from tests.cases import BATCH, FEATURES, IN_FEATURES, STEPS, problem
 
 P = problem(gru_jax.CUDNN)
 UNROLL = {
-    "cell": (dict(cell="gru"), TypeError, r"cell must be a gru_jax.GRU, got str"),
+    "cell": (dict(cell="gru"), TypeError, r"cell must be a gru_jax.GRU or another of gru_jax.cells, got str"),
     "method": (dict(method="fast"), ValueError, r"method must be one of 'auto', 'scan', 'fused', 'native', got 'fast'"),
-    "params": (dict(params=tuple(P.params)), TypeError, r"params must be gru_jax.Params.*got tuple"),
+    "params": (dict(params=tuple(P.params)), TypeError, r"params must be gru_jax.cells.Params.*got tuple"),
     "kernel": (
         dict(params=P.params._replace(kernel=jnp.zeros((IN_FEATURES, 5)))),
         ValueError,
@@ -31,7 +31,7 @@ UNROLL = {
     "recurrent bias of a cell without": (
         dict(cell=gru_jax.CHO2014),
         ValueError,
-        r"params.recurrent_bias must be None with reset_after=False",
+        r"params.recurrent_bias must be None: this GRU has none",
     ),
     "xs without time": (dict(xs=jnp.zeros(IN_FEATURES)), ValueError, r"xs must have shape \(T, \*batch, in_features\), got \(2,\)"),
     "xs features": (
@@ -80,7 +80,7 @@ def test_unroll(case, compiled):
 STEP = {
     "h_tm1": (dict(h_tm1=jnp.zeros((BATCH, 9))), ValueError, r"h_tm1 must have shape \(\*batch, features\) = \(3, 4\), got \(3, 9\)"),
     "x_t": (dict(x_t=jnp.zeros((BATCH, 9))), ValueError, r"x_t must have shape \(\*batch, in_features\) = \(3, 2\), got \(3, 9\)"),
-    "params": (dict(params=None), TypeError, r"params must be gru_jax.Params"),
+    "params": (dict(params=None), TypeError, r"params must be gru_jax.cells.Params"),
     "dropout": (dict(recurrent_dropout_mask=jnp.zeros(4)), ValueError, r"recurrent_dropout_mask .* = \(3, 4\), got \(4,\)"),
 }  # fmt: skip
 

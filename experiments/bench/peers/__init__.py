@@ -5,7 +5,7 @@ import functools
 
 from experiments.bench.peers import elsewhere, in_jax
 from experiments.bench.peers.base import Pass, Peer, Problem, Program, UnavailableError, make_problem
-from gru_jax.unroll import METHODS
+from gru_jax import CUDNN
 
 __all__ = ["PEERS", "REFERENCE", "Pass", "Peer", "Problem", "Program", "UnavailableError", "get", "make_problem"]
 
@@ -14,7 +14,7 @@ REFERENCE = "flax-nnx"
 # "auto" is one of the others.
 PEERS: dict[str, Peer] = {
     f"gru_jax-{method}": Peer(functools.partial(in_jax.gru_jax_method, method))
-    for method in METHODS
+    for method in CUDNN.methods
     if method != "auto"
 } | {
     "flax-nnx": Peer(in_jax.flax_nnx, distributions=("flax",)),

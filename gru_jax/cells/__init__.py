@@ -1,0 +1,50 @@
+"""Recurrent cells as values: which equations, and the parameters they need; all run by `gru_jax.unroll`.
+
+The GRU is what this package is about; the others are here to be compared with it:
+
+- `LSTM`
+- `Elman`, the simple recurrent network, and `Leaky`, its units with time constants, fixed or learned
+- `MGU`, the minimal gated unit
+- `MinGRU`, whose gates see the input alone
+- `RefineGRU`, a GRU with a refine gate
+
+A cell is a frozen, hashable dataclass with ``init(key, in_features, features) -> params``, ``step(params, state_tm1,
+x_t) -> state_t``, ``initial_state(params, batch)`` and ``output(state)``; see `Cell`. A gate that interpolates keeps:
+where a paper's replaces, its weights change sign here.
+
+Axis legend of this package: T time, *batch any number of batch axes (none too), D in_features, H features, G·H the
+gates of a cell side by side, 3H those of a GRU in the order r, z, n.
+"""
+
+from gru_jax.cells.affine import Projected, product, project, split
+from gru_jax.cells.base import Cell, Params, State, checked_state
+from gru_jax.cells.elman import Elman, Leaky, LeakyParams
+from gru_jax.cells.gru import CHO2014, CUDNN, GOODFELLOW, GRU
+from gru_jax.cells.lstm import LSTM, LSTMState
+from gru_jax.cells.mgu import MGU
+from gru_jax.cells.mingru import MinGRU, MinGRUParams
+from gru_jax.cells.refine import RefineGRU
+
+__all__ = [
+    "CHO2014",
+    "CUDNN",
+    "GOODFELLOW",
+    "GRU",
+    "LSTM",
+    "MGU",
+    "Cell",
+    "Elman",
+    "LSTMState",
+    "Leaky",
+    "LeakyParams",
+    "MinGRU",
+    "MinGRUParams",
+    "Params",
+    "Projected",
+    "RefineGRU",
+    "State",
+    "checked_state",
+    "product",
+    "project",
+    "split",
+]

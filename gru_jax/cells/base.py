@@ -1,0 +1,270 @@
+"""What `gru_jax.unroll` needs of a cell, and what cells have in common: packed parameters, their checks and draws."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from gru_jax import checks, initializers
+from gru_jax.initializers import Initializer
+
+State = Any
+"""The state of a cell: an array (*batch, features), or a NamedTuple of such arrays."""
+
+
+@runtime_checkable
+class Cell(Protocol):
+    """What `gru_jax.unroll` needs of a cell, which is a frozen, hashable value; `init` besides makes its parameters."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods of `unroll` that there are for the cell; the first is what "auto" stands for."""
+        ...
+
+    def prepare(self, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, jax.Array, Any]:
+        """Checks parameters against an input; both in the compute dtype, and the dtype of the state."""
+        ...
+
+    def initial_state(self, params: Any, batch: Sequence[int] = (), dtype: Any = None) -> State:
+        """A fresh state, zero."""
+        ...
+
+    def step(self, params: Any, state_tm1: State, x_t: jax.Array) -> State:
+        """The state that follows state_tm1 on input x_t, with any leading batch dimensions."""
+        ...
+
+    def output(self, state: State) -> jax.Array:
+        """What a state shows to the outside: (*batch, features)."""
+        ...
+
+
+class Params(NamedTuple):
+    """Parameters of a cell whose gates lie side by side, G of them in the order of `cell.order`; a GRU's: r, z, n.
+
+    A pytree: what `cell.init` makes, `unroll` takes and an optimizer updates.
+
+    Attributes:
+      kernel: input weights W, (D, G·H).
+      recurrent_kernel: recurrent weights U, (H, G·H).
+      bias: input bias b, (G·H,), or None.
+      recurrent_bias: the candidate's recurrent bias c_n, (H,), of cells that reset after the product; None in others
+        and without bias.
+    """
+
+    kernel: jax.Array
+    recurrent_kernel: jax.Array
+    bias: jax.Array | None = None
+    recurrent_bias: jax.Array | None = None
+
+    @property
+    def in_features(self) -> int:
+        """D, the width of the input."""
+        return self.kernel.shape[0]
+
+    @property
+    def features(self) -> int:
+        """H, the width of the state."""
+        return self.recurrent_kernel.shape[0]
+
+
+class Inits(NamedTuple):
+    """The initializers of a cell; update_bias is None where it does not differ from bias."""
+
+    kernel: Initializer
+    recurrent_kernel: Initializer
+    bias: Initializer
+    update_bias: Initializer | None
+
+
+P = TypeVar("P")
+
+
+class Packed(Generic[P]):
+    """Base of the cells: parameters are packed by gate, and each gate is drawn on its own.
+
+    Attributes:
+      order: a letter for each gate, in the order in which they are packed.
+      keeps: the gate that keeps the state, whose bias `update_bias_init` draws; empty where there is none.
+      params_type: what `init` returns.
+      methods: of `gru_jax.unroll`, the first of which is what "auto" stands for.
+    """
+
+    order: ClassVar[str]
+    keeps: ClassVar[str] = ""
+    params_type: ClassVar[Any] = Params
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("scan",)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The parameters that the cell has, biases included."""
+        return ("kernel", "recurrent_kernel", "bias")
+
+    def init(
+        self,
+        key: jax.Array,
+        in_features: int,
+        features: int,
+        *,
+        use_bias: bool = True,
+        kernel_init: Initializer = initializers.lecun_normal,
+        recurrent_kernel_init: Initializer = initializers.orthogonal,
+        bias_init: Initializer = initializers.zeros,
+        update_bias_init: Initializer | None = None,
+        dtype: Any = jnp.float32,
+    ) -> P:
+        """Fresh parameters, drawn in one compiled call.
+
+        Args:
+          key: a PRNG key.
+          in_features: D, at least 1.
+          features: H, at least 1.
+          use_bias: whether there are biases at all.
+          kernel_init: initializer of W, applied to each gate's (D, H).
+          recurrent_kernel_init: initializer of U, applied to each gate's (H, H).
+          bias_init: initializer of the biases, applied to each gate's (H,).
+          update_bias_init: initializer of the bias of the gate that keeps (a GRU's b_z) where it is to differ, e.g.
+            `gru_jax.initializers.chrono(100)`.
+          dtype: of the parameters.
+
+        Returns:
+          The parameters, a NamedTuple: `Params` unless the cell says otherwise.
+
+        Raises:
+          TypeError, ValueError: if a size is not a positive integer, an initializer cannot be called, or
+            update_bias_init is given where there is no bias that it could draw.
+        """
+        checks.integer("in_features", in_features, at_least=1)
+        checks.integer("features", features, at_least=1)
+        inits = Inits(kernel_init, recurrent_kernel_init, bias_init, update_bias_init)
+        for name, init in inits._asdict().items():
+            if init is not None:
+                checks.function(f"{name}_init", init)
+        if update_bias_init is not None:
+            self._check_update_bias(use_bias)
+        return _draw(self, key, int(in_features), int(features), use_bias, inits, jnp.dtype(dtype))
+
+    def _check_update_bias(self, use_bias: bool) -> None:
+        if not self.keeps:
+            raise ValueError(f"update_bias_init must be None: {type(self).__name__} has no gate that keeps")
+        if not use_bias:
+            raise ValueError("update_bias_init needs use_bias=True, got use_bias=False")
+
+    def draw(self, key: jax.Array, in_features: int, features: int, use_bias: bool, inits: Inits, dtype: Any) -> Any:
+        """The parameters of `init`, after its checks."""
+        count = len(self.order)
+        keys = jax.random.split(key, count + 3)
+        kernel = initializers.per_gate(inits.kernel, keys[0], in_features, features, dtype, count)
+        recurrent_kernel = initializers.per_gate(inits.recurrent_kernel, keys[1], features, features, dtype, count)
+        if not use_bias:
+            return Params(kernel, recurrent_kernel)
+        bias = self.draw_bias(keys[2:-1], features, inits, dtype)
+        if "recurrent_bias" not in self.fields:
+            return Params(kernel, recurrent_kernel, bias)
+        return Params(kernel, recurrent_kernel, bias, inits.bias(keys[-1], (features,), dtype))
+
+    def draw_bias(self, keys: jax.Array, features: int, inits: Inits, dtype: Any) -> jax.Array:
+        """The packed bias, from a key for each gate."""
+        drawn = []
+        for gate, key in zip(self.order, keys, strict=True):
+            init = inits.bias if gate != self.keeps or inits.update_bias is None else inits.update_bias
+            drawn.append(init(key, (features,), dtype))
+        return jnp.concatenate(drawn)
+
+    def features(self, params: Any) -> int:
+        """H, the width of the state."""
+        return params.kernel.shape[-1] // len(self.order)
+
+    def initial_state(self, params: Any, batch: Sequence[int] = (), dtype: Any = None) -> Any:
+        """A fresh state, zero.
+
+        Args:
+          params: the parameters, as from `init`.
+          batch: the sizes of the batch axes.
+          dtype: by default that of the parameters, or float32 where theirs is narrower.
+
+        Returns:
+          Zeros (*batch, features), or a NamedTuple of them where the cell says so.
+        """
+        if dtype is None:
+            dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
+        return jnp.zeros((*batch, self.features(params)), dtype)
+
+    def output(self, state: Any) -> jax.Array:
+        """What a state shows to the outside: (*batch, features)."""
+        return state
+
+    def prepare(self, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, jax.Array, Any]:
+        """Checks parameters against an input and casts both to the compute dtype.
+
+        Args:
+          params: the parameters.
+          x: (..., in_features), the input; `name` and `symbols` are what an error calls it and its shape.
+
+        Returns:
+          Parameters and input in the compute dtype, the promotion of their dtypes; and the dtype of the state, float32
+          where the compute dtype is narrower.
+        """
+        if not isinstance(params, self.params_type):
+            expected, got = f"gru_jax.cells.{self.params_type.__name__}", type(params).__name__
+            raise TypeError(f"params must be {expected}, as cell.init returns them, got {got}")
+        checks.floating(name, x)
+        self._check_shapes(params)
+        checks.shape(name, x, symbols, (*x.shape[:-1], params.kernel.shape[0]))
+        dtype = jnp.result_type(x, *jax.tree.leaves(params))
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"params must be floating point, got {dtype}")
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return cast, x.astype(dtype), jnp.promote_types(dtype, jnp.float32)
+
+    def _check_shapes(self, params: Any) -> None:
+        count, given = len(self.order), params._asdict()
+        in_features = params.kernel.shape[0]
+        features = params.recurrent_kernel.shape[0] if "recurrent_kernel" in given else self.features(params)
+        packed, of_packed = count * features, f"{count}·features" if count > 1 else "features"
+        expected = {
+            "recurrent_kernel": (f"(features, {of_packed})", (features, packed)),
+            "kernel": (f"(in_features, {of_packed})", (in_features, packed)),
+            "bias": (f"({of_packed},)", (packed,)),
+        }
+        for name in sorted(given, key=[*expected, *given].index):
+            if given[name] is None:
+                continue
+            if name not in self.fields:
+                raise ValueError(f"params.{name} must be None: this {type(self).__name__} has none")
+            symbols, shape = expected.get(name, ("(features,)", (features,)))
+            checks.shape(f"params.{name}", given[name], symbols, shape)
+
+    def ready(self, params: Any, state_tm1: State, x_t: jax.Array) -> tuple[Any, State, jax.Array]:
+        """The arguments of `step`, checked; parameters and input in the compute dtype, the state in its own."""
+        x_t = checks.array("x_t", x_t)
+        params, x_t, dtype = self.prepare(params, x_t, "x_t", "(*batch, in_features)")
+        return params, checked_state("state_tm1", state_tm1, self.initial_state(params, x_t.shape[:-1], dtype)), x_t
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4, 5, 6))
+def _draw(
+    cell: Packed, key: jax.Array, in_features: int, features: int, use_bias: bool, inits: Inits, dtype: Any
+) -> Any:
+    return cell.draw(key, in_features, features, use_bias, inits, dtype)
+
+
+def checked_state(name: str, state: State, like: State) -> State:
+    """A state, or its parts, of the type and shape of `like`, cast to its dtype."""
+    if not isinstance(like, tuple):
+        return _part(name, state, like)
+    if not isinstance(state, type(like)):
+        raise TypeError(f"{name} must be a {type(like).__name__}{like._fields}, got {type(state).__name__}")  # type: ignore[attr-defined]
+    parts = like._asdict().items()  # type: ignore[attr-defined]
+    return type(like)(*(_part(f"{name}.{field}", getattr(state, field), part) for field, part in parts))
+
+
+def _part(name: str, value: Any, like: jax.Array) -> jax.Array:
+    value = checks.array(name, value)
+    checks.shape(name, value, "(*batch, features)", like.shape)
+    checks.floating(name, value)
+    return value.astype(like.dtype)

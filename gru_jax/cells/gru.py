@@ -1,0 +1,146 @@
+"""The GRU as a value: which equations it has."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from gru_jax import checks, gates
+from gru_jax.cells.affine import Projected, product, project, split
+from gru_jax.cells.base import Packed, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class GRU(Packed[Params]):
+    """The equations of a gated recurrent unit. Frozen and hashable: a static argument of `jax.jit`.
+
+    ::
+
+        z = σ(x W_z + h U_z + b_z)              r = σ(x W_r + h U_r + b_r)
+        n = φ(x W_n + b_n + r ⊙ (h U_n + c_n))  with reset_after, else  φ(x W_n + b_n + (r ⊙ h) U_n)
+        h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
+
+    Named special cases: `CUDNN` (the default), `CHO2014`, `GOODFELLOW`. See `gru_jax.gates` for the sources. `Params`,
+    3 (DH + H² + H) of them, and H more with reset_after.
+
+    Attributes:
+      reset_after: whether the reset gate acts after the recurrent product (True) or before it.
+      gate: σ, elementwise. It must not close over traced values.
+      candidate: φ, elementwise. It must not close over traced values.
+
+    Raises:
+      TypeError: if reset_after is not a bool or an activation cannot be called.
+
+    >>> cell = GRU()
+    >>> params = cell.init(jax.random.key(0), in_features=3, features=4)
+    >>> h_1 = cell.step(params, jnp.zeros((2, 4)), jnp.ones((2, 3)))
+    >>> h_1.shape
+    (2, 4)
+    """
+
+    order: ClassVar[str] = "rzn"
+    keeps: ClassVar[str] = "z"
+
+    reset_after: bool = True
+    gate: gates.Activation = jax.nn.sigmoid
+    candidate: gates.Activation = jnp.tanh
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reset_after, bool):
+            raise TypeError(f"reset_after must be a bool, got {self.reset_after!r}")
+        checks.function("gate", self.gate)
+        checks.function("candidate", self.candidate)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        # With "auto" the lowering chooses.
+        return ("auto", "scan", "fused", "native")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (*super().fields, "recurrent_bias") if self.reset_after else super().fields
+
+    def step(
+        self,
+        params: Params,
+        h_tm1: jax.Array,
+        x_t: jax.Array,
+        *,
+        recurrent_dropout_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """One step: the state h_t that follows h_tm1 on input x_t.
+
+        Args:
+          params: `Params`.
+          h_tm1: (*batch, features), the state before.
+          x_t: (*batch, in_features).
+          recurrent_dropout_mask: (*batch, features); multiplies the state where it enters a recurrent product, and
+            there only: the state itself is not dropped (Gal & Ghahramani, NeurIPS 2016).
+
+        Returns:
+          h_t, (*batch, features), in float32 where the computation is in bfloat16 or float16.
+
+        Raises:
+          TypeError, ValueError: if a shape or dtype does not fit.
+        """
+        h_tm1, x_t = checks.array("h_tm1", h_tm1), checks.array("x_t", x_t)
+        params, x_t, state_dtype = self.prepare(params, x_t, "x_t", "(*batch, in_features)")
+        checks.shape("h_tm1", h_tm1, "(*batch, features)", (*x_t.shape[:-1], params.features))
+        mask = recurrent_dropout_mask
+        if mask is not None:
+            checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", h_tm1.shape)
+            mask = mask.astype(state_dtype)
+        projected = project(params.kernel, params.bias, x_t, state_dtype)
+        c_n = None if params.recurrent_bias is None else params.recurrent_bias.astype(state_dtype)
+        return self.advance(projected, h_tm1.astype(state_dtype), params.recurrent_kernel, c_n, mask)
+
+    def advance(
+        self,
+        projected: Projected,
+        h_tm1: jax.Array,
+        recurrent_kernel: jax.Array,
+        recurrent_bias: jax.Array | None,
+        recurrent_dropout_mask: jax.Array | None,
+    ) -> jax.Array:
+        """One step from a projected input; the body of both `step` and the fused recurrence.
+
+        Args:
+          projected: x_t W + b of each gate, three arrays (*group, *batch, H).
+          h_tm1: (*group, *batch, H).
+          recurrent_kernel: U, (*group, H, 3H); see `product` for the group axes.
+          recurrent_bias: c_n, broadcastable to h_tm1, or None.
+          recurrent_dropout_mask: broadcastable to h_tm1, or None.
+
+        Returns:
+          h_t, like h_tm1.
+        """
+        x_r, x_z, x_n = projected
+        features = h_tm1.shape[-1]
+        h_in = h_tm1 if recurrent_dropout_mask is None else h_tm1 * recurrent_dropout_mask
+        if self.reset_after:
+            h_r, h_z, h_n = split(product(h_in, recurrent_kernel))
+            r = gates.reset_gate(x_r, h_r, self.gate)
+            z = gates.update_gate(x_z, h_z, self.gate)
+            h_n = h_n if recurrent_bias is None else h_n + recurrent_bias
+            n = gates.candidate_reset_after(x_n, h_n, r, self.candidate)
+        else:
+            h_r, h_z = split(product(h_in, recurrent_kernel[..., : 2 * features]), 2)
+            r = gates.reset_gate(x_r, h_r, self.gate)
+            z = gates.update_gate(x_z, h_z, self.gate)
+            n = gates.candidate_reset_before(
+                x_n, product(r * h_in, recurrent_kernel[..., 2 * features :]), self.candidate
+            )
+        return gates.interpolate(z, h_tm1, n)
+
+
+CUDNN = GRU()
+"""Reset after, tanh: cuDNN, PyTorch, Flax, Keras' default, Equinox; Cho et al. 2014, v1."""
+
+CHO2014 = GRU(reset_after=False)
+"""Reset before, tanh: Cho et al. 2014, v3; Keras reset_after=False, Haiku, ONNX' default."""
+
+GOODFELLOW = GRU(reset_after=False, candidate=jax.nn.sigmoid)
+"""Reset before, a logistic candidate, so that h lies in (0, 1): Goodfellow et al. 2016, equations 10.45 to 10.47.
+
+The book makes h of time t from the input and the gates of time t − 1; here, as everywhere, all are those of time t."""

@@ -1,0 +1,53 @@
+"""The minimal gated unit."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from gru_jax import gates
+from gru_jax.cells.affine import product, project, split
+from gru_jax.cells.base import Packed, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class MGU(Packed[Params]):
+    """The minimal gated unit: a GRU that resets before the product, and whose one gate does the work of both.
+
+    ::
+
+        z = σ(x W_z + h U_z + b_z)
+        n = tanh(x W_n + ((1 − z) ⊙ h) U_n + b_n)
+        h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
+
+    The paper writes f for 1 − z, the gate that replaces the state and resets it for the candidate: its weights W_f,
+    U_f, b_f are minus these W_z, U_z, b_z. Ours keeps, as the update gate of a GRU; ``update_bias_init`` draws b_z.
+
+    `Params`, 2 (DH + H² + H) of them; gates in the order z, n.
+
+    Reference:
+      G.-B. Zhou, J. Wu, C.-L. Zhang, Z.-H. Zhou: Minimal gated unit for recurrent neural networks, International
+      Journal of Automation and Computing 2016 (arXiv:1603.09420), section 3.
+
+    >>> import jax.numpy as jnp
+    >>> cell = MGU()
+    >>> params = cell.init(jax.random.key(0), in_features=3, features=4)
+    >>> cell.step(params, jnp.zeros((2, 4)), jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    order: ClassVar[str] = "zn"
+    keeps: ClassVar[str] = "z"
+
+    def step(self, params: Params, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
+        """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
+
+        In float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
+        fit.
+        """
+        params, h_tm1, x_t = self.ready(params, state_tm1, x_t)
+        x_z, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=2)
+        kernel_z, kernel_n = split(params.recurrent_kernel, 2)
+        z = gates.update_gate(x_z, product(h_tm1, kernel_z))
+        n = gates.candidate_reset_before(x_n, product((1 - z) * h_tm1, kernel_n))
+        return gates.interpolate(z, h_tm1, n)

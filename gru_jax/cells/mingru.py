@@ -1,0 +1,118 @@
+"""minGRU, whose gate and candidate do not see the state, so that all steps can be taken in parallel."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gru_jax import gates, initializers
+from gru_jax.cells.affine import project
+from gru_jax.cells.base import Inits, Packed
+
+LOG_ZERO = -1e30
+"""ln 0 in sums of logarithms: exp(LOG_ZERO) = 0, and unlike −∞ it has a difference with itself."""
+
+
+class MinGRUParams(NamedTuple):
+    """Parameters of a minGRU, gates in the order z, n.
+
+    Attributes:
+      kernel: W, (D, 2H).
+      bias: b, (2H,), or None.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MinGRU(Packed[MinGRUParams]):
+    """The minimal GRU, whose gate and candidate depend on the input alone.
+
+    ::
+
+        z = σ(x W_z + b_z)
+        n = g(x W_n + b_n)              g(v) = v + ½ for v ≥ 0, else σ(v); above zero
+        h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
+
+    The paper's gate replaces where ours keeps: its z is 1 − z, and its weights W_z, b_z are minus these.
+    ``update_bias_init`` draws b_z. A state h_0 may have any sign (the paper passes one through g first, we do not), and
+    is zero by default.
+
+    The states are linear in h_0, h_t = A_t ⊙ h_0 + B_t, and as g > 0, ln A_t and ln B_t can be had by an associative
+    scan over time, a depth of log T steps (``method="parallel"`` of `gru_jax.unroll`): the paper's log-space form. On a
+    CPU, with few cores to share the more work, ``method="auto"`` is the loop, elsewhere the scan.
+
+    `MinGRUParams`, 2 (DH + H) of them.
+
+    Reference:
+      L. Feng, F. Tung, M. O. Ahmed, Y. Bengio, H. Hajimirsadeghi: Were RNNs all we needed? arXiv:2410.01201, section
+      3.1, and appendix B for the log-space form and g.
+
+    >>> cell = MinGRU()
+    >>> params = cell.init(jax.random.key(0), in_features=3, features=4)
+    >>> cell.step(params, jnp.zeros((2, 4)), jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    order: ClassVar[str] = "zn"
+    keeps: ClassVar[str] = "z"
+    params_type: ClassVar[Any] = MinGRUParams
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("scan", "parallel") if jax.default_backend() == "cpu" else ("parallel", "scan")
+
+    def draw(
+        self, key: jax.Array, in_features: int, features: int, use_bias: bool, inits: Inits, dtype: Any
+    ) -> MinGRUParams:
+        key, *keys = jax.random.split(key, 3)
+        kernel = initializers.per_gate(inits.kernel, key, in_features, features, dtype, 2)
+        return MinGRUParams(kernel, self.draw_bias(jnp.stack(keys), features, inits, dtype) if use_bias else None)
+
+    def step(self, params: MinGRUParams, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
+        """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
+
+        In float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
+        fit.
+        """
+        params, h_tm1, x_t = self.ready(params, state_tm1, x_t)
+        x_z, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=2)
+        n = jnp.where(x_n >= 0, x_n + 0.5, jax.nn.sigmoid(x_n))
+        return gates.interpolate(jax.nn.sigmoid(x_z), h_tm1, n)
+
+    def parallel(
+        self,
+        params: MinGRUParams,
+        xs: jax.Array,
+        h_0: jax.Array,
+        mask: jax.Array | None,
+        resets: jax.Array | None,
+        reverse: bool,
+    ) -> jax.Array:
+        """All states at once, (T, *batch, features).
+
+        Args:
+          params: of the compute dtype, like xs; see `prepare`.
+          xs: (T, *batch, in_features), T at least 1.
+          h_0: (*batch, features).
+          mask, resets: (T, *batch, 1) bool, or None; as of `gru_jax.unroll`.
+          reverse: run time backwards.
+        """
+        x_z, x_n = project(params.kernel, params.bias, xs, h_0.dtype, parts=2)
+        log_n = jnp.where(x_n >= 0, jnp.log(jnp.where(x_n >= 0, x_n, 0) + 0.5), jax.nn.log_sigmoid(x_n))
+        log_a, log_b = jax.nn.log_sigmoid(x_z), jax.nn.log_sigmoid(-x_z) + log_n
+        if mask is not None:
+            log_a, log_b = jnp.where(mask, log_a, 0), jnp.where(mask, log_b, LOG_ZERO)
+        _, log_a, log_b = jax.lax.associative_scan(_compose, (resets, log_a, log_b), reverse=reverse)
+        return jnp.exp(log_a) * h_0 + jnp.exp(log_b)
+
+
+def _compose(first: Any, second: Any) -> Any:
+    """h ↦ a h + b after another, as (reset, ln a, ln b): a reset before the second makes h_0 its h."""
+    (reset_1, log_a1, log_b1), (reset_2, log_a2, log_b2) = first, second
+    log_a, log_b = log_a1 + log_a2, jnp.logaddexp(log_b2, log_a2 + log_b1)
+    if reset_2 is None:
+        return None, log_a, log_b
+    return reset_1 | reset_2, jnp.where(reset_2, log_a2, log_a), jnp.where(reset_2, log_b2, log_b)

@@ -1,0 +1,69 @@
+"""The GRU with a refine gate."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from gru_jax import gates
+from gru_jax.cells.affine import product, project, split
+from gru_jax.cells.base import Inits, Packed, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineGRU(Packed[Params]):
+    """A GRU with a refine gate, which moves the update gate within (z², 1 − (1 − z)²): it learns when saturated, too.
+
+    ::
+
+        r = σ(x W_r + h U_r + b_r)      z = σ(x W_z + h U_z + b_z)      s = σ(x W_s + h U_s + b_s)
+        n = tanh(x W_n + b_n + r ⊙ (h U_n + c_n))
+        g = s ⊙ (1 − (1 − z)²) + (1 − s) ⊙ z² = z + (2s − 1) ⊙ z ⊙ (1 − z)
+        h_t = g ⊙ h_tm1 + (1 − g) ⊙ n
+
+    All but g is `gru_jax.CUDNN`. With ``update_bias_init=gru_jax.initializers.uniform_gate`` it is the paper's UR-GRU:
+    uniform gate initialisation and a refine gate, which starts against the update gate, b_s = −b_z, as with any
+    ``update_bias_init``. (In the paper b_z is one parameter, which enters both; here they are two.) Written with gates
+    that replace, 1 − z and 1 − s, g has the same form.
+
+    `Params`, 4 (DH + H² + H) + H of them; gates in the order r, z, s, n.
+
+    Reference:
+      A. Gu, C. Gulcehre, T. Le Paine, M. Hoffman, R. Pascanu: Improving the gating mechanism of recurrent neural
+      networks, ICML 2020 (arXiv:1910.09890), section 3, there for the forget gate of an LSTM.
+
+    >>> cell = RefineGRU()
+    >>> params = cell.init(jax.random.key(0), in_features=3, features=4)
+    >>> cell.step(params, jnp.zeros((2, 4)), jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    order: ClassVar[str] = "rzsn"
+    keeps: ClassVar[str] = "z"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (*super().fields, "recurrent_bias")
+
+    def draw_bias(self, keys: jax.Array, features: int, inits: Inits, dtype: Any) -> jax.Array:
+        bias = super().draw_bias(keys, features, inits, dtype)
+        if inits.update_bias is None:
+            return bias
+        b_r, b_z, _, b_n = split(bias, 4)
+        return jnp.concatenate([b_r, b_z, -b_z, b_n])
+
+    def step(self, params: Params, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
+        """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
+
+        In float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
+        fit.
+        """
+        params, h_tm1, x_t = self.ready(params, state_tm1, x_t)
+        x_r, x_z, x_s, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=4)
+        h_r, h_z, h_s, h_n = split(product(h_tm1, params.recurrent_kernel), 4)
+        if params.recurrent_bias is not None:
+            h_n = h_n + params.recurrent_bias.astype(h_n.dtype)
+        n = gates.candidate_reset_after(x_n, h_n, gates.reset_gate(x_r, h_r))
+        keep = gates.refine(gates.update_gate(x_z, h_z), jax.nn.sigmoid(x_s + h_s))
+        return gates.interpolate(keep, h_tm1, n)
