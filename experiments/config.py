@@ -68,6 +68,8 @@ class Config:
         task = tasks.get(self.task)
         sizes = ("steps", "hidden", "batch", "chunk", "evaluation", "seeds")
         none = ("seed", "warmup", "match_params", "curriculum_steps")
+        if task.max_length is not None and self.length > task.max_length:
+            raise ValueError(f"--length must be at most {task.max_length}, got {self.length}")
         least = {"length": task.min_length} | dict.fromkeys(sizes, 1) | dict.fromkeys(none, 0)
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -94,6 +96,8 @@ class Config:
             for length in getattr(self, name):
                 if length < task.min_length:
                     raise ValueError(f"{_option(name)} must be at least {task.min_length}, got {length}")
+                if task.max_length is not None and length > task.max_length:
+                    raise ValueError(f"{_option(name)} must be at most {task.max_length}, got {length}")
         if self.warmup >= self.steps:
             raise ValueError(f"--warmup must be less than --steps = {self.steps}, got {self.warmup}")
         if bool(self.curriculum) != bool(self.curriculum_steps):
@@ -115,9 +119,12 @@ class Config:
           ValueError: if the cell cannot have this size, or cannot begin so.
         """
         task = tasks.get(self.task)
+        try:
+            self.model.count(task.in_features, self.hidden, task.out_features)
+        except ValueError as error:
+            raise ValueError(f"--init {self.init} does not go with --cell {self.cell}: {error}") from error
         if self.match_params:
             return self.model.fit(self.match_params, task.in_features, task.out_features)
-        self.model.count(task.in_features, self.hidden, task.out_features)
         return self.hidden
 
     def stage(self, step: int) -> tuple[int, int]:

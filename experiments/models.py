@@ -9,18 +9,26 @@ import jax.numpy as jnp
 
 import gru_jax
 from experiments.names import lookup
-from gru_jax import initializers
+from gru_jax import cells, initializers
 
 CELLS: dict[str, Any] = {
     "gru": gru_jax.CUDNN,
     "gru-cho2014": gru_jax.CHO2014,
     "gru-goodfellow": gru_jax.GOODFELLOW,
+    "gru-refine": cells.RefineGRU(),
+    "mgu": cells.MGU(),
+    "mingru": cells.MinGRU(),
+    "lstm": cells.LSTM(),
+    "elman": cells.Elman(),
+    "leaky": cells.Leaky(time_constant=10.0),
+    "leaky-learned": cells.Leaky(),
 }
 """What `--cell` can be."""
 
 INITS: dict[str, Callable[[int], dict[str, Any]]] = {
     "default": lambda memory: {},
     "chrono": lambda memory: {"update_bias_init": initializers.chrono(max(memory, 3))},
+    "uniform-gate": lambda memory: {"update_bias_init": initializers.uniform_gate},
     "orthogonal": lambda memory: {"kernel_init": initializers.orthogonal},
     "forget-bias": lambda memory: {"update_bias_init": jax.nn.initializers.constant(1.0)},
 }
