@@ -7,7 +7,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from experiments import tasks
+from experiments import models, tasks
 from experiments.config import PROGRAM
 from experiments.report.measures import Measure, published_text
 
@@ -30,7 +30,7 @@ class Listing:
 
 
 def text(name: str = "") -> str:
-    """All tasks, a block each; or one, with a sample and the command that trains on it.
+    """All tasks, a block each, cells and initialisations; or one task, with a sample and the command that trains on it.
 
     Raises:
       ValueError: if there is no task of this name.
@@ -48,7 +48,8 @@ def text(name: str = "") -> str:
     target                                                        0.26
     """
     if not name:
-        return "\n\n".join(_block(task) for task in tasks.TASKS.values())
+        blocks = [_block(task) for task in tasks.TASKS.values()]
+        return "\n\n".join([*blocks, *_models()])
     task = tasks.get(name)
     length = max(task.min_length, min(SAMPLE_LENGTH, task.recipe.length))
     command = f"\n  {'train':<11}{PROGRAM} train {task.name}"
@@ -66,6 +67,14 @@ def _block(task: tasks.Task) -> str:
     for place, line in enumerate(published or ["none that is certain"]):
         rows.append(("published" if place == 0 else "", line))
     return "\n".join([_wrap(f"{task.name}: ", task.summary), *(_wrap(f"  {label:<11}", line) for label, line in rows)])
+
+
+def _models() -> list[str]:
+    """What --cell and --init can be."""
+    return [
+        _wrap("cells: ", ", ".join(models.CELLS)),
+        _wrap("inits: ", ", ".join(models.INITS)),
+    ]
 
 
 def _wrap(start: str, line: str) -> str:

@@ -179,30 +179,35 @@ def test_schedules(name):
 
 @pytest.mark.parametrize("cell", models.CELLS)
 def test_match_params(cell):
-    """As near to the budget as a unit more or less allows."""
-    model = models.Model(cell)
-    units = model.fit(5_000, 3, 2)
-    off = [abs(model.count(3, units + change, 2) - 5_000) for change in (-1, 0, 1)]
-    assert off[1] == min(off)
+    """As near to the budget as a unit more or less allows; and that many are trained."""
     settings = dataclasses.replace(BASE, cell=cell, init="default", match_params=5_000)
-    assert sum(leaf.size for leaf in jax.tree.leaves(training.init(settings).params)) == models.Model(cell).count(
-        2, settings.units, 1
-    )
+    units = settings.units
+    off = [abs(settings.model.count(2, units + change, 1) - 5_000) for change in (-1, 0, 1)]
+    assert off[1] == min(off)
+    params = jax.eval_shape(lambda: training.init(settings)).params
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == settings.model.count(2, units, 1)
+    assert params.kernel.shape == (1, units, 1)
 
 
 @pytest.mark.parametrize("name", models.INITS)
 def test_inits(name):
+    """What each changes, and that it changes nothing else."""
     settings = dataclasses.replace(BASE, init=name, length=1000, hidden=64)
-    cell = training.init_one(settings, 0).params.cell
-    update_bias = np.asarray(cell.bias[64:128])
-    assert not cell.bias[:64].any()
-    if name in ("default", "orthogonal"):
-        assert not update_bias.any()
-    else:
-        assert (update_bias > -4.2).all()
-        assert update_bias.any()
-    gram = np.asarray(cell.kernel[:, :64] @ cell.kernel[:, :64].T)
-    assert np.allclose(gram, np.eye(2), atol=1e-5) == (name == "orthogonal")
+    kernel, recurrent, bias, recurrent_bias = jax.jit(training.init_one, static_argnums=0)(settings, 0).params.cell
+    assert not bias[:64].any()
+    assert not bias[128:].any()
+    assert not recurrent_bias.any()
+    update = np.asarray(jax.nn.sigmoid(bias[64:128]))
+    low, high = {"chrono": (0.5, 0.999), "uniform-gate": (1 / 64, 63 / 64), "forget-bias": (0.731, 0.732)}.get(
+        name, (0.5, 0.5)
+    )
+    assert low <= update.min()
+    assert update.max() <= high
+    for gate in range(3):
+        columns = slice(64 * gate, 64 * gate + 64)
+        np.testing.assert_allclose(recurrent[:, columns] @ recurrent[:, columns].T, np.eye(64), atol=1e-5)
+        gram = np.asarray(kernel[:, columns] @ kernel[:, columns].T)
+        assert np.allclose(gram, np.eye(2), atol=1e-5) == (name == "orthogonal")
 
 
 def test_tensorboard(tmp_path):
