@@ -1,5 +1,6 @@
 """The tasks: data against slow NumPy versions and examples made by hand, baselines against the trivial predictor."""
 
+import functools
 import math
 
 import jax
@@ -14,29 +15,35 @@ KEY = jax.random.key(7)
 ADDING, COPY = tasks.get("adding"), tasks.get("copy")
 
 
-def lengths(task):
-    """The shortest length and a longer one, where the task has one."""
-    return sorted({task.min_length, min(task.min_length + 5, task.max_length or 10**6)})
+def longest(task, more):
+    """A length of `more` above the shortest, if there is one."""
+    return min(task.min_length + more, task.max_length or math.inf)
+
+
+@functools.cache
+def sampler(name):
+    """A task's `sample`, compiled once for all tests."""
+    return jax.jit(tasks.get(name).sample, static_argnums=(1, 2))
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
-@pytest.mark.parametrize("x64", [False, True])
-def test_contract(name, x64):
+@pytest.mark.parametrize(("x64", "more"), [(False, 5), (True, 0)])
+def test_contract(name, x64, more):
     """What every task keeps to, in float32 whatever the global precision."""
     task = tasks.get(name)
+    length = longest(task, more)
     with jax.enable_x64(x64):
-        for length in lengths(task):
-            batch = jax.jit(task.sample, static_argnums=(1, 2))(KEY, 3, length)
-            steps = task.steps(length)
-            assert batch.inputs.shape == (steps, 3, task.in_features)
-            assert batch.targets.shape[:2] == batch.weights.shape == (steps, 3)
-            assert batch.inputs.dtype == batch.weights.dtype == jnp.float32
-            assert batch.targets.dtype in (jnp.float32, jnp.int32)
-            outputs = jnp.zeros((steps, 3, task.out_features), jnp.float32)
-            metrics = task.metrics(outputs, batch)
-            assert metrics["loss"] == task.loss(outputs, batch)
-            assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
-            assert 0 < task.baseline(length) < math.inf
+        batch = sampler(name)(KEY, 3, length)
+        steps = task.steps(length)
+        assert batch.inputs.shape == (steps, 3, task.in_features)
+        assert batch.targets.shape[:2] == batch.weights.shape == (steps, 3)
+        assert batch.inputs.dtype == batch.weights.dtype == jnp.float32
+        assert batch.targets.dtype in (jnp.float32, jnp.int32)
+        outputs = jnp.zeros((steps, 3, task.out_features), jnp.float32)
+        metrics = task.metrics(outputs, batch)
+        assert metrics["loss"] == task.loss(outputs, batch)
+        assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+        assert 0 < task.baseline(length) < math.inf
     assert hash(task) == hash(type(task)())
     assert task == type(task)()
     assert task.min_length <= task.recipe.length <= (task.max_length or task.recipe.length)
@@ -45,7 +52,7 @@ def test_contract(name, x64):
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_data_depend_on_the_key_alone(name):
     task = tasks.get(name)
-    first, again, other = (task.sample(key, 4, lengths(task)[-1]) for key in (KEY, KEY, jax.random.key(8)))
+    first, again, other = (sampler(name)(key, 3, longest(task, 5)) for key in (KEY, KEY, jax.random.key(8)))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(first.inputs, other.inputs)
