@@ -263,7 +263,7 @@ def test_guessing_has_the_baseline(name):
     count = np.zeros((task.in_features, task.out_features))
     np.add.at(count, (shown[at], answers[at]), 1)
     p = count / np.maximum(count.sum(axis=1, keepdims=True), 1)
-    loss = task.loss(jnp.asarray(np.log(np.maximum(p, 1e-9))[shown], jnp.float32), batch)
+    loss = jax.jit(task.loss)(np.log(np.maximum(p, 1e-9)).astype(np.float32)[shown], batch)
     # Frequencies of N answers fit them better than the truth does, by about a parameter's worth, 1/2N, for each.
     bias = (count > 0).sum() / (2 * at.sum())
     assert loss + bias == pytest.approx(task.baseline(4), abs=0.01)
@@ -292,7 +292,8 @@ def test_only_answers_count(name):
     wrong = np.roll(right, 1, axis=-1)
     due = np.asarray(batch.weights > 0)[..., None]
     outputs = np.where(due, right, wrong), np.where(due, wrong, right)
-    solved, failed = (task.metrics(jnp.asarray(each), batch) for each in outputs)
+    metrics = jax.jit(task.metrics)
+    solved, failed = (metrics(each, batch) for each in outputs)
     assert task.solved(solved)
     assert solved["loss"] < 1e-6
     assert not task.solved(failed)
