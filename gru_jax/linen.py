@@ -3,8 +3,7 @@
 Parameters have the names and shapes that Flax gives them, so that a checkpoint of Flax's modules loads unchanged.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gru_jax import cells, checks, initializers, layers
-from gru_jax.convert.frameworks import to_linen
-from gru_jax.convert.model import Model, check_model
+from gru_jax.convert.frameworks import from_linen, to_linen
+from gru_jax.convert.model import Model, check_model, layer_arguments
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.layers import Carry
@@ -150,6 +149,9 @@ class GRUCell(nn.RNNCellBase):
 class GRU(nn.Module):
     """A GRU over whole sequences: stacked layers, one or both directions, dropout, masks and resets.
 
+    `GRU.from_model` makes one of trained weights: `GRU.from_model(gru_jax.convert.from_torch(state_dict))`, and so on
+    for Keras, Flax, Haiku, Equinox and ONNX; `layer.model(variables)` is the way back.
+
     Runs `gru_jax.unroll`, so that the input projection and most of the gradient are parallel over time. The parameter
     tree of one layer is that of `nn.RNN(nn.GRUCell(...))`, or of `nn.Bidirectional` with two of these; several layers
     are such trees under layers_0, layers_1 and so on. Random numbers are drawn for dropout alone, from the stream
@@ -273,32 +275,32 @@ class GRU(nn.Module):
         return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
 
     @classmethod
-    def from_model(cls, model: Model, *, return_carry: bool = False) -> tuple[Self, dict[str, Any]]:
-        """The layer of a trained model, e.g. of `gru_jax.convert.from_torch(state_dict)`, and its variables.
-
-        `gru_jax.convert.from_linen(variables, cell=...)` is the way back.
+    def from_model(cls, model: Model, *, return_carry: bool = False, **changes: Any) -> tuple[Self, dict[str, Any]]:
+        """Layer and variables of a trained model: `GRU.from_model(gru_jax.convert.from_torch(state_dict))`.
 
         Args:
           model: as `gru_jax.convert` makes them.
           return_carry: what a call returns by default.
+          **changes: options that weights do not say, in place of the model's, as time_major, dropout and dtype.
 
         Raises:
-          TypeError, ValueError: if the parameters of the model do not fit its stack.
+          TypeError, ValueError: if the parameters of the model do not fit, or there is no such option.
         """
-        stack = check_model(model).stack
-        options = {
-            field.name: getattr(stack, field.name) for field in dataclasses.fields(stack) if field.name != "cell"
-        }
-        layer = cls(
-            reset_after=stack.cell.reset_after,
-            gate_fn=stack.cell.gate,
-            activation_fn=stack.cell.candidate,
-            use_bias=any(params.bias is not None for params in model.params),
-            param_dtype=jax.dtypes.canonicalize_dtype(model.params[0].kernel.dtype),
-            return_carry=return_carry,
-            **options,
-        )
-        return layer, to_linen(model)
+        model, arguments = layer_arguments(model, changes)
+        return cls(return_carry=return_carry, **arguments), to_linen(model)
+
+    @nn.nowrap
+    def model(self, variables: Mapping[str, Any]) -> Model:
+        """Parameters and stack as one value, for `gru_jax.convert`; the way back from `from_model`.
+
+        Args:
+          variables: as `init` returns them.
+
+        Raises:
+          TypeError, ValueError: if a name or a shape does not fit; names it.
+        """
+        stack = self._stack()
+        return check_model(Model(from_linen(variables, cell=stack.cell).params, stack))
 
     def step(self, carry: Carry, x_t: jax.Array) -> tuple[Carry, jax.Array]:
         """One step of every layer, for serving: `layer.apply(variables, carry, x_t, method="step")`.

@@ -1,6 +1,5 @@
 """The GRU for Flax's nnx: a cell that takes the place of `flax.nnx.GRUCell`, and whole layers."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -12,7 +11,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from gru_jax import cells, checks, initializers, layers, nnx_variables
-from gru_jax.convert.model import Model, check_model
+from gru_jax.convert.model import Model, layer_arguments
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.layers import Carry
@@ -212,6 +211,9 @@ class GRUCell(nnx.RNNCellBase):
 class GRU(nnx.Module):
     """A GRU over whole sequences: stacked layers, one or both directions, dropout, masks and resets.
 
+    `GRU.from_model` makes one of trained weights: `GRU.from_model(gru_jax.convert.from_torch(state_dict))`, and so on
+    for Keras, Flax, Haiku, Equinox and ONNX; `layer.model` is the way back.
+
     Runs `gru_jax.unroll`, so that the input projection and most of the gradient are parallel over time. It draws random
     numbers only for dropout, one key per call; without dropout it holds no random state and mutates nothing.
     `deterministic` obeys `model.eval()` and `model.train()`.
@@ -366,31 +368,29 @@ class GRU(nnx.Module):
         return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
 
     @classmethod
-    def from_model(cls, model: Model, *, rngs: nnx.Rngs | None = None, return_carry: bool = False) -> Self:
-        """The layer of a trained model, e.g. of `gru_jax.convert.from_torch(state_dict)`.
+    def from_model(
+        cls, model: Model, *, rngs: nnx.Rngs | None = None, return_carry: bool = False, **changes: Any
+    ) -> Self:
+        """The layer of a trained model: `GRU.from_model(gru_jax.convert.from_torch(state_dict))`.
 
         Args:
-          model: as `gru_jax.convert` makes them.
-          rngs: source of dropout, stream "dropout"; needed only if the model's stack drops anything.
+          model: as `gru_jax.convert` makes them. JAX turns float64 into float32 unless jax_enable_x64 is on.
+          rngs: source of dropout, stream "dropout"; needed only if the layer drops anything.
           return_carry: what a call returns by default.
+          **changes: options that weights do not say, in place of the model's, as time_major, dropout and dtype.
 
         Raises:
-          TypeError, ValueError: if the parameters of the model do not fit its stack.
+          TypeError, ValueError: if the parameters of the model do not fit, or there is no such option.
         """
-        stack, first = check_model(model).stack, model.params[0]
-        options = {
-            field.name: getattr(stack, field.name) for field in dataclasses.fields(stack) if field.name != "cell"
-        }
+        model, arguments = layer_arguments(model, changes)
         layer = cls(
-            first.in_features,
-            reset_after=stack.cell.reset_after,
-            gate_fn=stack.cell.gate,
-            activation_fn=stack.cell.candidate,
-            use_bias=any(params.bias is not None for params in model.params),
-            param_dtype=jax.dtypes.canonicalize_dtype(first.kernel.dtype),
+            model.params[0].in_features,
+            # Replaced at once: an orthogonal matrix would take seconds to compile.
+            kernel_init=initializers.zeros,
+            recurrent_kernel_init=initializers.zeros,
             return_carry=return_carry,
             rngs=nnx.Rngs(0) if rngs is None else rngs,
-            **options,
+            **arguments,
         )
         for cell, params in zip(layer.cells, model.params, strict=True):
             for name, value in params._asdict().items():

@@ -1,5 +1,7 @@
 """Random models for the tests of converters, and hypothesis' way of drawing them."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import gru_jax
@@ -7,6 +9,7 @@ from gru_jax.convert import Model
 from gru_jax.layers import Stack
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
 
 
 def model(cell=gru_jax.CUDNN, in_features=3, features=4, *, dtype="float32", use_bias=True, seed=0, **options) -> Model:
@@ -47,3 +50,27 @@ def assert_identical(ours: Model, theirs: Model):
             assert value.dtype == expected.dtype, field
             assert value.shape == expected.shape, field
             assert value.tobytes() == expected.tobytes(), field
+
+
+def in_precision_of_test(request):
+    """Without float64 where the test is of float32: frameworks are not made for both at once."""
+    parameters = getattr(request.node, "callspec", None)
+    wanted = parameters.params.get("dtype", "float64") if parameters else "float64"
+    jax.config.update("jax_enable_x64", wanted == "float64")
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+def close(ours, theirs, dtype):
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=0, atol=TOLERANCE[dtype])
+
+
+def check_same(m, theirs, dtype, time_major=False):
+    """`theirs(xs)` returns outputs and the final state of each direction of the last layer."""
+    xs = inputs(m.params[0].in_features, dtype=dtype)
+    carry, outputs = jax.jit(lambda m, xs: m(xs))(m, xs)
+    their_outputs, their_carry = theirs(jnp.asarray(xs.swapaxes(0, 1) if time_major else xs))
+    close(outputs, their_outputs.swapaxes(0, 1) if time_major else their_outputs, dtype)
+    last = carry[-m.stack.directions :] if isinstance(carry, tuple) else (carry,)
+    for state, their_state in zip(last, their_carry, strict=True):
+        close(state, their_state, dtype)

@@ -83,10 +83,12 @@ def test_what_a_format_does_not_hold_is_said(folder, capsys):
 
 def test_chosen_nodes(folder, capsys):
     convert.save("own.safetensors", model(num_layers=2))
-    assert main(["own.safetensors", "own.onnx"]) == 0
+    assert main(["own.safetensors", "own.onnx", "--seq-lengths"]) == 0
     assert main(["own.onnx", "first.safetensors", "--nodes", "layers.0.Y"]) == 0
     assert convert.load("first.safetensors").stack.num_layers == 1
-    assert "from     own.onnx (onnx; not part of the GRU: nodes Concat, Squeeze, Transpose)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "from     own.onnx (onnx; not part of the GRU: nodes Concat, Squeeze, Transpose)" in out
+    assert "sequence_lens 'seq_lengths': an argument" in out
 
 
 REFUSED = {

@@ -163,7 +163,7 @@ def test_a_model_that_cannot_be_saved_leaves_the_file_as_it_was(tmp_path):
     for bad, error, message in [
         (model(gru_jax.GRU(candidate=jax.nn.relu)), ValueError, "candidate must be a function that has a name"),
         (short, ValueError, "model.params must have 2 members"),
-        (model().params, TypeError, "model must be a gru_jax.convert.Model, got tuple"),
+        (model().params, TypeError, "model must be a gru_jax.convert.Model, as layer.model is, got tuple"),
     ]:
         with pytest.raises(error, match=message):
             convert.save(path, bad)

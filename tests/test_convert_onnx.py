@@ -357,5 +357,14 @@ def test_no_such_nodes():
 def test_a_model_that_onnx_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="gate must be a function that has a name"):
         convert.to_onnx(model(gru_jax.GRU(gate=jax.nn.hard_sigmoid)))
-    with pytest.raises(TypeError, match=r"model must be a gru_jax.convert.Model, got Stack"):
+    with pytest.raises(TypeError, match=r"model must be a gru_jax.convert.Model, a layer or a cell, got Stack"):
         convert.to_onnx(model().stack)
+
+
+def test_layers_and_cells_are_written_too():
+    one = model(time_major=True, reverse=True)
+    layer, variables = gru_jax.linen.GRU.from_model(one)
+    for given in [(layer, variables), (gru_jax.nnx.GRU.from_model(one),)]:
+        assert convert.to_onnx(*given) == convert.to_onnx(one)
+    cell = gru_jax.CUDNN, one.params[0]
+    assert convert.to_onnx(*cell, seq_lengths=True) == convert.to_onnx(convert.Model.of(*cell), seq_lengths=True)

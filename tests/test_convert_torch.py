@@ -9,7 +9,7 @@ import pytest
 
 import gru_jax
 from gru_jax import convert
-from tests.models import DTYPES, assert_identical, inputs, model
+from tests.models import assert_identical, inputs, model
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -42,10 +42,11 @@ def test_torch_computes_what_we_do(in_features, features, layers, bidirectional,
         assert_identical(convert.from_torch(layer.state_dict()), one)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_round_trip(dtype):
-    one = model(num_layers=2, bidirectional=True, dtype=dtype)
-    assert_identical(convert.from_torch(convert.to_torch(one, "rnn."), "rnn."), one)
+def test_a_sum_of_two_dtypes_is_in_the_wider():
+    state = convert.to_torch(model())
+    state["bias_hh_l0"] = np.full(12, 1e-12)
+    (params,) = convert.from_torch(state).params
+    np.testing.assert_array_equal(params.bias[:8], state["bias_ih_l0"][:8].astype("float64") + 1e-12)
 
 
 def test_a_cell_and_half_precision():
@@ -56,6 +57,9 @@ def test_a_cell_and_half_precision():
     with torch.no_grad():
         expected = cell(torch.tensor(x_t), torch.tensor(h_tm1)).numpy()
     np.testing.assert_allclose(one.stack.step(one.params, h_tm1, x_t)[1], expected, atol=1e-6)
+    cell.load_state_dict({name: torch.tensor(value) for name, value in convert.to_torch(one, cell=True).items()})
+    np.testing.assert_allclose(cell(torch.tensor(x_t), torch.tensor(h_tm1)).detach().numpy(), expected, atol=1e-6)
+    assert_identical(convert.from_torch(cell.state_dict()), one)
     half = convert.from_torch(cell.to(torch.bfloat16).state_dict())
     np.testing.assert_array_equal(half.params[0].kernel, np.asarray(one.params[0].kernel).astype("bfloat16"))
 
@@ -105,7 +109,12 @@ def put(name, value):
 
 
 REFUSED = {
-    "nothing": (dict.clear, r"must have rnn\.weight_hh_l0 or rnn\.weight_hh, got \[\]"),
+    "nothing": (dict.clear, r"must have rnn\.weight_ih_l0 or rnn\.weight_ih, got \[\]$"),
+    "elsewhere": (
+        lambda state: [state.update({name.replace("rnn", "gru"): state.pop(name)}) for name in list(state)],
+        r"must have rnn\.weight_ih_l0 .*; prefixes of GRUs or LSTMs in it: \['gru\.'\]",
+    ),
+    "deeper": (put("rnn.x.weight_ih_l0", np.ones(2)), r"too; prefixes of GRUs or LSTMs in it: \['rnn\.', 'rnn\.x\.'\]"),
     "missing": (drop("rnn.weight_ih_l1"), r"rnn\.weight_ih_l1 must be there, of shape .* = \(12, 4\), got \["),
     "bias": (drop("rnn.bias_hh_l1"), r"rnn\.bias_hh_l1 must be there, of shape \(3·features,\) = \(12,\), got \["),
     "unknown": (put("rnn.extra", np.ones(2)), r"only under 'rnn\.', got 'rnn\.extra' too"),
@@ -115,7 +124,10 @@ REFUSED = {
         put("rnn.weight_ih_l0", np.ones((16, 3))),
         r"rnn\.weight_ih_l0 must have shape .* got \(16, 3\)",
     ),
-    "scalar": (put("rnn.weight_ih_l0", np.ones(())), r"rnn\.weight_ih_l0 must be a matrix, got shape \(\)"),
+    "scalar": (
+        put("rnn.weight_ih_l0", np.ones(())),
+        r"rnn\.weight_ih_l0 must have shape \(3·features, in_features\), got \(\)",
+    ),
     "integers": (put("rnn.bias_ih_l0", np.ones(12, int)), r"rnn\.bias_ih_l0 must be floating point, got int64"),
 }
 

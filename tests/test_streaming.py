@@ -12,10 +12,10 @@ import gru_jax
 from gru_jax.layers import Stack
 from tests.cases import CELLS
 from tests.models import inputs, model
-from tests.sequences import random_bias
+from tests.sequences import random_bias, random_kernel
 
 BATCH, TIME, IN_FEATURES, FEATURES = 3, 6, 2, 4
-OPTIONS = {"bias_init": random_bias, "param_dtype": jnp.float64}
+OPTIONS = {"bias_init": random_bias, "recurrent_kernel_init": random_kernel, "param_dtype": jnp.float64}
 
 
 def streamed(step, carry, xs):
@@ -110,14 +110,11 @@ def test_reverse_is_the_reversed_sequence():
 
 def test_layers_run_backwards_only():
     one = model(reverse=True, num_layers=2)
-    layer = gru_jax.nnx.GRU(3, 4, num_layers=2, reverse=True, rngs=nnx.Rngs(0))
-    for cell, params in zip(layer.cells, one.params, strict=True):
-        for name, value in params._asdict().items():
-            getattr(cell, name)[...] = value
+    layer = gru_jax.nnx.GRU.from_model(one)
+    assert layer.stack.reverse
     np.testing.assert_allclose(layer(inputs()), one(inputs())[1], atol=1e-6)
-    linen = gru_jax.linen.GRU(4, reverse=True)
-    variables = linen.init(jax.random.key(0), inputs())
-    flipped = gru_jax.linen.GRU(4).apply(variables, inputs()[:, ::-1])[:, ::-1]
+    linen, variables = gru_jax.linen.GRU.from_model(one)
+    flipped = gru_jax.linen.GRU(4, num_layers=2).apply(variables, inputs()[:, ::-1])[:, ::-1]
     np.testing.assert_allclose(linen.apply(variables, inputs()), flipped, atol=1e-6)
 
 

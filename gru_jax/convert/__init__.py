@@ -5,14 +5,14 @@ from gru_jax.convert.files import load_torch_safetensors as load_torch_safetenso
 from gru_jax.convert.files import save as save
 from gru_jax.convert.frameworks import from_equinox as from_equinox
 from gru_jax.convert.frameworks import from_haiku as from_haiku
-from gru_jax.convert.frameworks import from_keras as from_keras
 from gru_jax.convert.frameworks import from_linen as from_linen
 from gru_jax.convert.frameworks import from_nnx as from_nnx
 from gru_jax.convert.frameworks import to_equinox as to_equinox
 from gru_jax.convert.frameworks import to_haiku as to_haiku
-from gru_jax.convert.frameworks import to_keras as to_keras
 from gru_jax.convert.frameworks import to_linen as to_linen
 from gru_jax.convert.frameworks import to_nnx as to_nnx
+from gru_jax.convert.keras import from_keras as from_keras
+from gru_jax.convert.keras import to_keras as to_keras
 from gru_jax.convert.model import Model as Model
 from gru_jax.convert.onnx_reader import from_onnx as from_onnx
 from gru_jax.convert.onnx_writer import to_onnx as to_onnx

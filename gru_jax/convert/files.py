@@ -16,7 +16,7 @@ import numpy as np
 from gru_jax.cells import GRU, Params
 from gru_jax.convert import activations
 from gru_jax.convert.model import Model, check_model
-from gru_jax.convert.torch import from_torch
+from gru_jax.convert.torch import from_torch, prefixes
 from gru_jax.layers import Stack
 
 FORMAT = 1
@@ -113,8 +113,9 @@ def load_torch_safetensors(path: _Path, prefix: str = "") -> Model:
         names = list(file.keys())
         under = [name for name in names if name.startswith(prefix)]
         if not under:
-            found = sorted(name.removesuffix("weight_ih_l0") for name in names if name.endswith("weight_ih_l0"))
-            raise ValueError(f"{path} has no tensor under prefix {prefix!r}; prefixes of GRUs or LSTMs in it: {found}")
+            raise ValueError(
+                f"{path} has no tensor under prefix {prefix!r}; prefixes of GRUs or LSTMs in it: {prefixes(names)}"
+            )
         return from_torch({name: file.get_tensor(name) for name in under}, prefix=prefix)
 
 

@@ -132,7 +132,11 @@ def _list_onnx(path: Path, options: Options) -> Contents:
         named = [(kind, name) for kind, name in zip("WRB", layer.node.input[1:4], strict=False) if name]
         for direction in range(len(layer.params)):
             arrays = [(f"{kind}[{direction}] {name!r}", graph.constant(name)) for kind, name in named]
-            cells.append([f"{text} {array.shape[1:]}" for text, array in arrays if array is not None])
+            given = zip(("sequence_lens", "initial_h"), layer.node.input[4:6], strict=False)
+            cells.append(
+                [f"{text} {array.shape[1:]}" for text, array in arrays if array is not None]
+                + [f"{kind} {name!r}: an argument" for kind, name in given if name and graph.constant(name) is None]
+            )
     kinds = {node.op_type for node in graph.nodes} - {"Constant", "GRU"}
     return Contents(cells, f"nodes {', '.join(sorted(kinds))}" if kinds else "")
 

@@ -1,10 +1,9 @@
-"""Models from and to the weights of Keras, Flax, Haiku and Equinox; none of them is imported.
+"""Models from and to the weights of Flax, Haiku and Equinox; none of them is imported.
 
 What differs between cells is data, in `gru_jax.convert.layouts`. How layers and directions are put together differs
 more than a table can say: each framework has two functions for it.
 """
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,101 +14,6 @@ from gru_jax.cells import CHO2014, CUDNN, GRU
 from gru_jax.convert import layouts
 from gru_jax.convert.model import Model, check_model
 
-# --- Keras ------------------------------------------------------------------------------------------------------------
-
-
-def from_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = None, *, reset_after: bool = True) -> Model:
-    """The model of `keras.layers.GRU`, or of `Bidirectional` around one.
-
-    Args:
-      weights: as `layer.get_weights()` returns them; or a list of such, one for each layer of a stack.
-      config: as `layer.get_config()` returns it. Weights do not say which activations there are, nor whether a layer
-        runs backwards; with it, what cannot be carried is refused.
-      reset_after: where there is no bias; otherwise the shape of the bias says it.
-
-    Returns:
-      The model, with NumPy arrays in the dtype given.
-
-    Raises:
-      ValueError: if a shape does not fit, or config says what the model cannot be.
-
-    >>> weights = [np.ones((3, 12)), np.ones((4, 12)), np.zeros((2, 12))]
-    >>> from_keras(weights).params[0].recurrent_bias.shape
-    (4,)
-    """
-    layers = [list(layer) for layer in weights] if _is_nested(weights) else [list(weights)]
-    if config is not None:
-        reset_after = _check_keras(config)
-    cells: list[layouts.Found] = []
-    cell = CUDNN if reset_after else CHO2014
-    for i, layer in enumerate(layers):
-        if len(layer) not in (2, 3, 4, 6):
-            raise ValueError(
-                f"weights of layer {i} must be kernel, recurrent_kernel and, with use_bias, bias; for Bidirectional "
-                f"twice these; got {len(layer)} arrays"
-            )
-        each = len(layer) // (1 + (len(layer) > 3))
-        for direction, arrays in enumerate([layer[:each], layer[each:]][: len(layer) // each]):
-            where = f"weights[{i}]" + ("[backward]" if direction else "")
-            named: layouts.Leaves = {
-                "kernel": layouts.array_of(arrays[0]),
-                "recurrent_kernel": layouts.array_of(arrays[1]),
-            }
-            if each == 3:
-                bias = layouts.array_of(arrays[2])
-                cell = CUDNN if bias.ndim == 2 else CHO2014
-                named |= {"bias[0]": bias[0], "bias[1]": bias[1]} if bias.shape[:-1] == (2,) else {"bias": bias}
-            cells.append(layouts.Found(named, where + "."))
-    layout = layouts.KERAS if cell == CUDNN else layouts.KERAS_BEFORE
-    return layouts.model_of(layout, cells, cell, len(layers))
-
-
-def to_keras(model: Model) -> list[Any]:
-    """The weights of `keras.layers.GRU`, or of `Bidirectional`, for `layer.set_weights`; of several layers, a list.
-
-    There are biases if any cell of the model has one.
-
-    Args:
-      model: with the equations `gru_jax.CUDNN` (Keras' default) or `gru_jax.CHO2014` (reset_after=False).
-
-    Raises:
-      TypeError, ValueError: if the parameters do not fit the stack, or it is one that Keras cannot be.
-    """
-    layout = (
-        layouts.KERAS
-        if layouts.checked(model, "keras.layers.GRU", (CUDNN, CHO2014)).cell == CUDNN
-        else layouts.KERAS_BEFORE
-    )
-    layers = []
-    for layer in layouts.by_layer(model):
-        arrays: list[Any] = []
-        for params in layer:
-            kernel, recurrent_kernel, bias, second = layout.packing.pack(params, layouts.use_bias(model))
-            arrays += [kernel, recurrent_kernel]
-            if bias is not None:
-                arrays.append(bias if second is None else np.stack([bias, second]))
-        layers.append(arrays)
-    return layers[0] if len(layers) == 1 else layers
-
-
-def _is_nested(weights: Sequence[Any]) -> bool:
-    return len(weights) > 0 and isinstance(weights[0], list | tuple)
-
-
-def _check_keras(config: Mapping[str, Any]) -> bool:
-    """reset_after; refuses what weights alone cannot carry."""
-    wrapper, inner = config, config
-    if "merge_mode" in config:
-        inner = config["layer"]["config"]
-        if wrapper["merge_mode"] != "concat":
-            raise ValueError(f"config['merge_mode'] must be 'concat', got {wrapper['merge_mode']!r}")
-    expected = {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False}
-    for key, value in expected.items():
-        if inner.get(key, value) != value:
-            raise ValueError(f"config[{key!r}] must be {value!r}, got {inner[key]!r}")
-    return bool(inner.get("reset_after", True))
-
-
 # --- Flax -------------------------------------------------------------------------------------------------------------
 
 
@@ -117,16 +21,23 @@ def from_linen(variables: Mapping[str, Any], *, cell: GRU = CUDNN) -> Model:
     """The model of `flax.linen.RNN(GRUCell)`, of `Bidirectional` around two, or of `gru_jax.linen.GRU`.
 
     Args:
-      variables: as `layer.init` returns them, or the tree under "params".
+      variables: as `layer.init` returns them, or the tree under "params", or under the name of a cell that a compact
+        module has made: `{"forward_rnn": {"cell": params["GRUCell_0"]}, "backward_rnn": {"cell": params["GRUCell_1"]}}`
+        is what such a module's Bidirectional has.
       cell: the equations, which a tree does not tell.
 
     Returns:
       The model, with NumPy arrays in the dtype given.
 
     Raises:
+      TypeError: if variables are not a mapping.
       ValueError: if a name is missing or not known, or a shape does not fit; names it.
     """
-    return _from_flax(variables.get("params", variables), "variables", cell, (layouts.LINEN,))
+    tree = layouts.mapping("variables", variables, "layer.init")
+    others = sorted(dict(layouts.leaves_of({key: value for key, value in tree.items() if key != "params"})))
+    if "params" in tree and others:
+        raise ValueError(f"variables must have params only, got {others} too")
+    return _from_flax(tree.get("params", tree), "variables", cell, (layouts.LINEN,))
 
 
 def to_linen(model: Model) -> dict[str, Any]:
@@ -154,22 +65,28 @@ def from_nnx(state: Mapping[Any, Any], *, cell: GRU = CUDNN) -> Model:
       The model, with NumPy arrays in the dtype given; the recurrent bias is zero where there is none.
 
     Raises:
+      TypeError: if state is not a mapping.
       ValueError: if a name is missing or not known, or a shape does not fit; names it.
     """
-    return _from_flax(state, "state", cell, (layouts.NNX, layouts.OURS))
+    tree = layouts.mapping("state", state, "nnx.state(layer, nnx.Param)")
+    return _from_flax(tree, "state", cell, (layouts.NNX, layouts.OURS))
 
 
-def to_nnx(model: Model) -> dict[str, Any]:
+def to_nnx(model: Model, *, recurrent_bias: bool = False) -> dict[str, Any]:
     """The parameters of `flax.nnx.RNN(GRUCell)` or `Bidirectional`, as a dict for `nnx.State`.
 
+    Args:
+      model: of one layer, in either direction or both.
+      recurrent_bias: whether the cells are `gru_jax.nnx.GRUCell`, which have one, and any equations, or Flax's own.
+
     Raises:
-      TypeError, ValueError: if the parameters do not fit the stack, or it is one that Flax's nnx cell cannot be: it has
-        the equations `gru_jax.CUDNN`, one layer, and no recurrent bias, so that of the model must be zero.
+      TypeError, ValueError: if the parameters do not fit the stack, or it is one that the cell cannot be: Flax's has
+        the equations `gru_jax.CUDNN` and no recurrent bias, so that of the model must be zero.
     """
-    stack = layouts.checked(model, "flax.nnx.GRUCell", (CUDNN,))
+    stack = check_model(model).stack if recurrent_bias else layouts.checked(model, "flax.nnx.GRUCell", (CUDNN,))
     if stack.num_layers > 1:
         raise ValueError(f"model.stack.num_layers must be 1: flax.nnx.RNN is a single layer, got {stack.num_layers}")
-    return _to_flax(model, layouts.NNX)
+    return _to_flax(model, layouts.OURS if recurrent_bias else layouts.NNX)
 
 
 def _from_flax(tree: Any, where: str, cell: GRU, known: Sequence[layouts.Layout]) -> Model:
@@ -203,7 +120,7 @@ def _to_flax(model: Model, layout: layouts.Layout) -> dict[str, Any]:
         for name, params in zip(names, layer, strict=True):
             tree |= {
                 of_layer + name + key: value
-                for key, value in layouts.arrays_of(layout, params, stack.cell.reset_after, layouts.use_bias(model))
+                for key, value in layouts.arrays_of(layout, params, stack.cell.reset_after, model.use_bias)
             }
     return layouts.nested(tree)
 
@@ -211,28 +128,43 @@ def _to_flax(model: Model, layout: layouts.Layout) -> dict[str, Any]:
 # --- Haiku and Equinox ------------------------------------------------------------------------------------------------
 
 
-def from_haiku(params: Mapping[str, Any]) -> Model:
+def from_haiku(params: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Model:
     """The model of `hk.GRU`, or of several in `hk.DeepRNN`.
 
     Args:
-      params: as `init` of the transformed function returns them, or a module's own dict of w_i, w_h and b.
+      params: as `init` of the transformed function returns them, where modules differ in their numbers only; or a
+        module's own dict of w_i, w_h and b; or a list of such, first layer first.
 
     Returns:
       The model, `gru_jax.CHO2014`, with NumPy arrays in the dtype given; layers in the order of the modules' numbers.
 
     Raises:
-      ValueError: if a name is missing or not known, or a shape does not fit; names it.
+      TypeError: if params are neither a mapping nor a list of such.
+      ValueError: if a name is missing or not known, a shape does not fit, or names do not say the order; names it.
     """
-    modules = {"": params} if "w_h" in params else params
-
-    def number(name: str) -> tuple[int, ...]:
-        return tuple(map(int, re.findall(r"_(\d+)(?:/|$)", name)))
-
-    cells = [
-        layouts.Found(dict(layouts.leaves_of(modules[name])), f"params: {name}{'.' if name else ''}")
-        for name in sorted(modules, key=number)
-    ]
+    if isinstance(params, list | tuple):
+        modules = {f"params[{i}].": module for i, module in enumerate(params)}
+    elif "w_h" in (tree := layouts.mapping("params", params, "init")):
+        modules = {"params: ": tree}
+    else:
+        names = sorted(tree, key=lambda name: [int(number or 0) for _, number in _scopes(name)])
+        if len({tuple(scope for scope, _ in _scopes(name)) for name in names}) > 1:
+            raise ValueError(
+                f"params must be of modules hk.GRU whose names differ in their numbers only, got {names}: a list of "
+                "their own dicts, first layer first, says which are the layers of one stack"
+            )
+        modules = {f"params: {name}.": tree[name] for name in names}
+    cells = [layouts.Found(dict(layouts.leaves_of(module)), name) for name, module in modules.items()]
     return layouts.model_of(layouts.HAIKU, cells, CHO2014, len(cells))
+
+
+def _scopes(name: str) -> list[tuple[str, str]]:
+    """The scopes of a module's name, and their numbers, which Haiku leaves out for the first.
+
+    >>> _scopes("encoder/~/gru_1")
+    [('encoder', ''), ('~', ''), ('gru', '1')]
+    """
+    return re.findall(r"([^/]+?)(?:_(\d+))?(?:/|$)", name)
 
 
 def to_haiku(model: Model, name: str = "gru") -> dict[str, dict[str, np.ndarray]]:
@@ -263,14 +195,12 @@ def from_equinox(cells: Any) -> Model:
       ValueError: if an array is missing, or a shape does not fit; names it.
     """
     names = [name for field in layouts.EQUINOX[1:] for name in field]
-    layers = list(cells) if isinstance(cells, list | tuple) else [cells]
+    layers = cells if isinstance(cells, list | tuple) else [cells]
     found = []
     for i, cell in enumerate(layers):
-        get = cell.get if isinstance(cell, Mapping) else functools.partial(getattr, cell)
-        arrays = {name: get(name, None) for name in names}
-        leaves = {name: layouts.array_of(value) for name, value in arrays.items() if value is not None}
-        found.append(layouts.Found(leaves, f"cells[{i}]."))
-    return layouts.model_of(layouts.EQUINOX, found, CUDNN, len(layers))
+        arrays = cell if isinstance(cell, Mapping) else {name: getattr(cell, name, None) for name in names}
+        found.append(layouts.Found(dict(layouts.leaves_of(arrays)), f"cells[{i}]."))
+    return layouts.model_of(layouts.EQUINOX, found, CUDNN, len(found))
 
 
 def to_equinox(model: Model) -> list[dict[str, np.ndarray]]:
@@ -281,4 +211,4 @@ def to_equinox(model: Model) -> list[dict[str, np.ndarray]]:
         equations `gru_jax.CUDNN` and runs forward.
     """
     layouts.checked(model, "eqx.nn.GRUCell", (CUDNN,), bidirectional=False)
-    return [dict(layouts.arrays_of(layouts.EQUINOX, params, True, layouts.use_bias(model))) for params in model.params]
+    return [dict(layouts.arrays_of(layouts.EQUINOX, params, True, model.use_bias)) for params in model.params]

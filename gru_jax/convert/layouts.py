@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -82,23 +83,27 @@ def model_of(layout: Layout, cells: Sequence[Found], cell: GRU, num_layers: int)
     Raises:
       ValueError: if something does not fit; names it.
     """
-    if not cells or len(cells) % num_layers:
+    if not cells:
+        raise ValueError("there must be the weights of one cell at least, got none")
+    if len(cells) % num_layers:
         raise ValueError(f"every layer must have as many directions as the first, got {len(cells)} cells")
     first = cells[0]
-    features = _size(layout, layout.recurrent_kernel[0], first)
-    width = _size(layout, layout.kernel[0], first)
+    features, width = (_rows(layout, field, first) for field in ("recurrent_kernel", "kernel"))
     stack = Stack(cell, features, num_layers=num_layers, bidirectional=len(cells) == 2 * num_layers)
     widths = stack.widths(width)
     params = [_params(layout, found, cell, width, features) for found, width in zip(cells, widths, strict=True)]
     return Model(tuple(params), stack)
 
 
-def _size(layout: Layout, name: str, found: Found) -> int:
+def _rows(layout: Layout, field: str, found: Found) -> int:
     """The rows of a matrix of weights, as we have it."""
-    value = found.leaves.get(name)
-    if value is None or value.ndim != 2:
-        got = list(map(found.full, found.leaves)) if value is None else f"shape {value.shape}"
-        raise ValueError(f"{found.full(name)} must be a matrix, got {got}")
+    names = getattr(layout, field)
+    symbols, _ = _shape(layout, field, len(names), 0, 0)
+    full, value = found.full(names[0]), found.leaves.get(names[0])
+    if value is None:
+        raise ValueError(f"{full} must be there, of shape {symbols}, got {list(map(found.full, found.leaves))}")
+    if value.ndim != 2:
+        raise ValueError(f"{full} must have shape {symbols}, got {value.shape}")
     return value.shape[1 if layout.packing.transposed else 0]
 
 
@@ -152,13 +157,16 @@ def checked(model: Model, target: str, cells: Sequence[GRU], bidirectional: bool
     return stack
 
 
-def use_bias(model: Model) -> bool:
-    return any(params.bias is not None or params.recurrent_bias is not None for params in model.params)
-
-
 def by_layer(model: Model) -> list[tuple[Params, ...]]:
     each = model.stack.directions
     return [model.params[i : i + each] for i in range(0, len(model.params), each)]
+
+
+def mapping(name: str, value: Any, source: str) -> Mapping[Any, Any]:
+    """An argument that must be a mapping; `source` says where a user has it from."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping of names to arrays, from {source}, got {type(value).__name__}")
+    return value
 
 
 def leaves_of(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,4 +198,7 @@ def array_of(value: Any) -> np.ndarray:
         return value.detach().cpu().float().numpy().astype(jnp.bfloat16)
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-    return np.asarray(value.get_value() if hasattr(value, "get_value") else value)
+    value = value.get_value() if hasattr(value, "get_value") else value
+    # NumPy has no PRNG keys. What is not floating point is refused by name, wherever it is.
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(value) if is_key else value)

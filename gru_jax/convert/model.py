@@ -1,13 +1,14 @@
 """A trained GRU as a value: what every converter makes and takes."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gru_jax import checks
-from gru_jax.cells import Params
+from gru_jax.cells import GRU, Params
 from gru_jax.layers import Carry, Stack
 
 
@@ -19,11 +20,43 @@ class Model:
     Attributes:
       stack: the equations, and how layers and directions are put together.
       params: of each layer and direction, in the flat order of `Stack`.
-
     """
 
     params: tuple[Params, ...]
     stack: Stack = dataclasses.field(metadata={"static": True})
+
+    @staticmethod
+    def of(gru: Any, params: Any = None) -> "Model":
+        """The model of a layer or a cell.
+
+        Args:
+          gru: a `gru_jax.nnx.GRU`, a `gru_jax.linen.GRU`, the equations of a cell, or a model, as it is.
+          params: the variables of the layer in linen, or the `Params` of the cell; None with the others.
+
+        Raises:
+          TypeError, ValueError: if something is not of its kind, or parameters do not fit; names the parameter.
+
+        >>> cell = GRU()
+        >>> Model.of(cell, cell.init(jax.random.key(0), 3, 4)).stack.features
+        4
+        """
+        if isinstance(gru, GRU):
+            if not isinstance(params, Params):
+                raise TypeError(f"params must be the gru_jax.Params of the cell, got {type(params).__name__}")
+            return check_model(Model((params,), Stack(gru, params.features)))
+        model = gru if isinstance(gru, Model) else getattr(gru, "model", None)
+        if callable(model) and not isinstance(model, Model):
+            return model(params)
+        if not isinstance(model, Model):
+            raise TypeError(f"model must be a gru_jax.convert.Model, a layer or a cell, got {type(gru).__name__}")
+        if params is not None:
+            raise TypeError(f"params must be None with a {type(gru).__name__}, which has its own")
+        return check_model(model)
+
+    @property
+    def use_bias(self) -> bool:
+        """Whether any cell has a bias."""
+        return any(params.bias is not None or params.recurrent_bias is not None for params in self.params)
 
     def __call__(self, inputs: jax.Array, **given: Any) -> tuple[Carry, jax.Array]:
         """(carry, outputs) of whole sequences; arguments as those of `Stack.run`."""
@@ -37,7 +70,7 @@ def check_model(model: Any) -> Model:
       TypeError, ValueError: if something is not of its kind, or a shape does not fit; names the parameter.
     """
     if not isinstance(model, Model):
-        raise TypeError(f"model must be a gru_jax.convert.Model, got {type(model).__name__}")
+        raise TypeError(f"model must be a gru_jax.convert.Model, as layer.model is, got {type(model).__name__}")
     stack, params = model.stack, model.params
     count = stack.num_layers * stack.directions
     if len(params) != count:
@@ -45,11 +78,30 @@ def check_model(model: Any) -> Model:
             f"model.params must have {count} members, one for each of {stack.num_layers} layers and "
             f"{stack.directions} directions, got {len(params)}"
         )
-    for i, (cell, width) in enumerate(zip(params, stack.widths(params[0].in_features), strict=True)):
+    for i, cell in enumerate(params):
         if not isinstance(cell, Params):
             raise TypeError(f"model.params[{i}] must be gru_jax.Params, got {type(cell).__name__}")
+    for i, (cell, width) in enumerate(zip(params, stack.widths(params[0].in_features), strict=True)):
         _check_params(f"model.params[{i}]", cell, stack, width)
     return model
+
+
+def layer_arguments(model: Any, changes: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
+    """A model whose stack has other options; and the arguments of its Flax layer, which nnx and linen have in common.
+
+    Raises:
+      TypeError, ValueError: if there is no such option, or the parameters of the model do not fit the stack.
+    """
+    stack = dataclasses.replace(check_model(model).stack, **changes)
+    model = check_model(Model(model.params, stack))
+    options = {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack) if field.name != "cell"}
+    return model, options | {
+        "reset_after": stack.cell.reset_after,
+        "gate_fn": stack.cell.gate,
+        "activation_fn": stack.cell.candidate,
+        "use_bias": model.use_bias,
+        "param_dtype": jax.dtypes.canonicalize_dtype(model.params[0].kernel.dtype),
+    }
 
 
 def _check_params(name: str, params: Params, stack: Stack, width: int) -> None:

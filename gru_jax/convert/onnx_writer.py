@@ -9,7 +9,7 @@ import numpy as np
 from gru_jax.cells import Params
 from gru_jax.convert import activations, packing
 from gru_jax.convert.files import library
-from gru_jax.convert.model import Model, check_model
+from gru_jax.convert.model import Model
 from gru_jax.convert.onnx_graph import FLOATS
 from gru_jax.layers import Stack
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import onnx
 
 
-def to_onnx(model: Model, *, seq_lengths: bool = False, initial_carry: bool = False) -> "onnx.ModelProto":
-    """A model as ONNX: one GRU node a layer, with symbolic sizes batch and time.
+def to_onnx(
+    gru: Any, params: Any = None, *, seq_lengths: bool = False, initial_carry: bool = False
+) -> "onnx.ModelProto":
+    """A model, layer or cell as ONNX: one GRU node a layer, with symbolic sizes batch and time.
 
     The graph has
 
@@ -34,7 +36,9 @@ def to_onnx(model: Model, *, seq_lengths: bool = False, initial_carry: bool = Fa
     one sequence.
 
     Args:
-      model: whose activations are `jax.nn.sigmoid` or `jax.numpy.tanh`.
+      gru: whose activations are `jax.nn.sigmoid` or `jax.numpy.tanh`: a model; or a `gru_jax.nnx.GRU`, a
+        `gru_jax.linen.GRU` or the equations of a cell, as `Model.of` takes them.
+      params: the variables of the layer in linen, or the `Params` of the cell; None with the others.
       seq_lengths: whether the graph takes the lengths of the sequences.
       initial_carry: whether the graph takes the state before the first step.
 
@@ -46,16 +50,16 @@ def to_onnx(model: Model, *, seq_lengths: bool = False, initial_carry: bool = Fa
       ImportError: without the library onnx.
 
     >>> import gru_jax, jax
-    >>> from gru_jax.layers import Stack
     >>> cell = gru_jax.CUDNN
-    >>> proto = to_onnx(Model((cell.init(jax.random.key(0), 3, 4),), Stack(cell, 4)))
+    >>> proto = to_onnx(cell, cell.init(jax.random.key(0), 3, 4))
     >>> [node.op_type for node in proto.graph.node]
     ['Transpose', 'GRU', 'Squeeze', 'Transpose', 'Concat']
     """
     import gru_jax
 
     tools = library("onnx")
-    graph = _Graph(tools, check_model(model))
+    model = Model.of(gru, params)
+    graph = _Graph(tools, model)
     _declare(graph, model, seq_lengths, initial_carry)
     _write(graph, model, seq_lengths, initial_carry)
     opset = tools.helper.make_opsetid("", 22 if graph.dtype == jnp.bfloat16 else 14)

@@ -59,6 +59,7 @@ class Packing:
         if second.size == 3 * features:
             second = self._ours(second)
             summed = slice(None, 2 * features if reset_after else None)
+            bias = bias.astype(np.result_type(bias, second))
             bias[summed] += second[summed]
             second = second[2 * features :]
         return Params(kernel, recurrent_kernel, bias, second.copy() if reset_after else None)
