@@ -81,7 +81,7 @@ class Digits(Task):
     out_features = CLASSES
     min_length = PIXELS
     max_length = PIXELS
-    recipe = Recipe(length=PIXELS, steps=3_000, hidden=128, batch=128, learning_rate=2e-3)
+    recipe = Recipe(length=PIXELS, steps=3_000, hidden=128, batch=120, learning_rate=2e-3, init="default")
 
     def pixels(self) -> np.ndarray:
         """Which pixel each step shows, (64,) int."""

@@ -97,7 +97,7 @@ class Cycle(Walk):
     paper = "Delétang et al. 2023, arXiv:2207.02098, appendix A (cycle navigation)"
     in_features = 3
     out_features = 5
-    recipe = Recipe(length=40, steps=5_000, hidden=64, batch=128, learning_rate=1e-2, beyond=(100, 200))
+    recipe = Recipe(length=40, steps=5_000, hidden=64, batch=128, learning_rate=1e-2, init="default", beyond=(100, 200))
     references = (
         Reference(1.0, 500, "RNN, mean of lengths 41–500, Delétang et al. 2023, arXiv:2207.02098", "accuracy"),
     )

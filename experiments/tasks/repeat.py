@@ -38,7 +38,7 @@ class RepeatPrevious(Symbolic):
     in_features = SUITS
     out_features = SUITS
     min_length = 1
-    recipe = Recipe(length=16, steps=10_000, hidden=64, batch=32, learning_rate=3e-3)
+    recipe = Recipe(length=16, steps=10_000, hidden=64, batch=32, learning_rate=3e-3, init="default")
     symbols = answers = "0123"
 
     def steps(self, length: int) -> int:

@@ -43,7 +43,7 @@ class SelectiveCopy(Symbolic):
     in_features = VOCABULARY
     out_features = VOCABULARY
     min_length = RECALLED
-    recipe = Recipe(length=64, steps=5_000, hidden=128, batch=32, learning_rate=5e-3)
+    recipe = Recipe(length=64, steps=5_000, hidden=128, batch=32, learning_rate=5e-3, init="default")
     symbols = answers = ".123456:"
 
     def steps(self, length: int) -> int:
