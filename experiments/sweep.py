@@ -7,9 +7,11 @@ several lists for all combinations::
     seeds = 5
 
     [[run]]
-    task = "adding"
+    task = ["adding", "multiplication"]
     length = [200, 600]
     cell = ["gru", "lstm"]
+
+Settings are those of `experiments.config.Config`, by default a task's recipe; `name` comes before the name of a run.
 """
 
 import dataclasses
@@ -140,11 +142,16 @@ def _table(listed: list[Train], opened: list[runs.Run], results: list[dict[str, 
 
 def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, Config]]:
     """The runs that one entry of a file stands for, with the name of each."""
-    values = dict(entry)
+    tasks = entry.get("task")
+    for task in tasks if isinstance(tasks, list) else [tasks]:
+        if not isinstance(task, str):
+            raise ValueError(f"task must be the name of a task, or a list of them, got {task!r}")
+        yield from _expand_task(task, {name: value for name, value in entry.items() if name != "task"})
+
+
+def _expand_task(task: str, values: dict[str, Any]) -> Iterator[tuple[str, Config]]:
+    """The same, of one task."""
     prefix = values.pop("name", None)
-    task = values.pop("task", None)
-    if not isinstance(task, str):
-        raise ValueError(f"task must be the name of a task, got {task!r}")
     recipe = config.defaults(task).config
     varied = {name: options for name, value in values.items() if (options := _options(name, value)) is not None}
     fixed = {name: _checked(name, value) for name, value in values.items() if name not in varied}

@@ -49,6 +49,7 @@ def test_a_list_is_a_run_for_each_value(write):
     path = write(
         "[defaults]\nseeds = 2\n"
         '[[run]]\ntask = "adding"\nlength = [50, 60]\ncell = ["gru", "gru-cho2014"]\nbeyond = [70, 80]\n'
+        '[[run]]\ntask = ["latch", "induction"]\n'
         '[[run]]\ntask = "copy"\nname = "slow"\nlearning_rate = [1, 1e-3]\nbeyond = [[60], [60, 70]]\nseeds = 1\n'
     )
     found = {one.folder.name: one.config for one in sweep.Sweep(path).read()}
@@ -57,6 +58,8 @@ def test_a_list_is_a_run_for_each_value(write):
         "adding-T50-gru-cho2014-s0..1",
         "adding-T60-s0..1",
         "adding-T60-gru-cho2014-s0..1",
+        "latch-T100-s0..1",
+        "induction-T64-s0..1",
         "slow-copy-T50-s0-learning-rate1.0-beyond60",
         "slow-copy-T50-s0-learning-rate1.0-beyond60+70",
         "slow-copy-T50-s0-learning-rate0.001-beyond60",
@@ -73,7 +76,7 @@ def test_a_list_is_a_run_for_each_value(write):
         ("[[run]\n", "is not TOML"),
         ("", "lists no [[run]]"),
         ("[[runs]]\n", "has a table 'runs'; it may have [defaults] and [[run]]"),
-        ("[[run]]\nlength = 3\n", "run 1: task must be the name of a task, got None"),
+        ("[[run]]\nlength = 3\n", "run 1: task must be the name of a task, or a list of them, got None"),
         ('[[run]]\ntask = "addin"\n', "run 1: unknown task 'addin'; did you mean 'adding'?"),
         ('[[run]]\ntask = "adding"\nlenght = 3\n', "run 1: unknown setting 'lenght'; did you mean 'length'?"),
         ('[[run]]\ntask = "adding"\ncell = ["gru", "grü"]\n', "run 1: unknown cell 'grü'; did you mean 'gru'?"),
@@ -113,14 +116,14 @@ def test_what_is_done_is_not_done_again(write, trained, tmp_path, capsys, monkey
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["done", "to"]
     assert cli.main(arguments) == 0
     assert not trained  # the last checkpoint was there
-    assert capsys.readouterr().out.splitlines()[:3] == [line for line in table.splitlines()[:3]]
+    assert capsys.readouterr().out.splitlines()[:3] == table.splitlines()[:3]
     path.write_text(path.read_text().replace("hidden = 8", "hidden = 9"))
     assert cli.main(arguments) == 2
     assert "holds a run with other settings: hidden 8 (now 9)" in capsys.readouterr().err
 
 
 def test_divergence_does_not_stop_the_others(write, trained, tmp_path, monkeypatch, capsys):
-    path = write(f'[defaults]\n{TINY}[[run]]\ntask = ["adding"]\n'.replace('["adding"]', '"adding"\nseed = [0, 1]'))
+    path = write(f'[defaults]\n{TINY}[[run]]\ntask = "adding"\nseed = [0, 1]\n')
 
     def evaluate(settings, *rest):
         return {"loss": jnp.full(1, jnp.nan if settings.seed == 0 else 0.5)}
