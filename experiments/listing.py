@@ -36,16 +36,17 @@ def text(name: str = "") -> str:
       ValueError: if there is no task of this name.
 
     >>> print(text("adding"))
-    adding: add the two marked numbers of a sequence
+    adding: add the two marked numbers of a sequence, one in each half
       paper      Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016, arXiv:1511.06464, section 5.1
       baseline   mean squared error 0.1667 at T = 100
       solved     evaluation mean squared error < 0.001
-      published  mean squared error 5.3e-5 at T = 600 (GRU, Bai et al. 2018, arXiv:1803.01271, table 1)
+      published  mean squared error 5.3e-5 at T = 600 (GRU, Bai et al. 2018, arXiv:1803.01271, table 1
+                 (marks anywhere))
       train      python -m experiments train adding
     <BLANKLINE>
-    value  0.84 0.18 0.23 0.12 0.19 0.72 0.77 0.15 0.95 0.03 0.10 0.55
-    mark      .    .    1    .    .    .    .    .    .    1    .    .
-    target                                                        0.26
+    value   0.84  0.18  0.23  0.12  0.19  0.72  0.77  0.15  0.95  0.03  0.10  0.55
+    mark       .     .     1     .     .     .     .     .     .     1     .     .
+    target                                                                    0.26
     """
     if not name:
         blocks = [_block(task) for task in tasks.TASKS.values()]

@@ -1,12 +1,13 @@
 """Figures of a run. Drawn without pyplot: no global state, and no window system is asked for."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import tasks
+from experiments import files, tasks
 from experiments.config import Config
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#555555"
@@ -48,9 +49,9 @@ def learning_curve(path: Path, config: Config, metrics: Sequence[dict[str, Any]]
     axes.set_title(f"{task.name}, T = {config.length}, {config.cell}, {seeds}")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    files.replace(path, content.getvalue())
 
 
 def reference_level(task: tasks.Task, reference: tasks.Reference, length: int) -> float:

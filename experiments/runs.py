@@ -25,6 +25,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments import files
 from experiments.config import Train
 from experiments.events import Events
 from experiments.training import State
@@ -151,7 +152,7 @@ class Run:
         path = self.folder / name
         kept = [line for line in _lines(path) if line["step"] <= step]
         if path.exists() and self.writes:
-            _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+            files.replace(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return kept
 
 
@@ -182,7 +183,7 @@ def _claim(options: Train) -> None:
             raise ValueError(
                 f"{folder} holds this run already; go on with --resume, or choose another folder with --out"
             )
-    elif folder.exists() and (not folder.is_dir() or any(not _is_partial(entry) for entry in folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not files.is_partial(entry) for entry in folder.iterdir())):
         raise ValueError(f"{folder} exists and holds no run; choose another folder with --out")
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -210,18 +211,4 @@ def _versions() -> dict[str, str]:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file in one step: it is there with all of the text, or as it was."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _is_partial(path: Path) -> bool:
-    return path.name.endswith(".partial")
+    files.replace(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from experiments import listing, report, tasks
+from experiments import listing, models, report, tasks
 from experiments.report import collect, figures, measures, settings, tables
 
 ADDING, COPY = tasks.get("adding"), tasks.get("copy")
@@ -300,7 +300,10 @@ def test_digits():
 def test_listing():
     shown = listing.text()
     assert max(map(len, shown.splitlines())) <= 100
-    for task, block in zip(tasks.TASKS.values(), shown.split("\n\n"), strict=True):
+    *blocks, cells, inits = shown.split("\n\n")
+    assert " ".join(cells.split()) == f"cells: {', '.join(models.CELLS)}"
+    assert " ".join(inits.split()) == f"inits: {', '.join(models.INITS)}"
+    for task, block in zip(tasks.TASKS.values(), blocks, strict=True):
         text = " ".join(block.split())
         for part in (f"{task.name}: {task.summary}", task.paper, task.criterion, *(r.source for r in task.references)):
             assert " ".join(part.split()) in text

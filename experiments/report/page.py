@@ -1,12 +1,11 @@
 """The page: everything collected, drawn, put into the template, and written in one step."""
 
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import tasks
+from experiments import files, tasks
 from experiments.report import figures, measures, tables
 from experiments.report.collect import DIVERGED, SOLVED, SPENT, UNFINISHED, Run, collect
 from experiments.report.figures import Figure
@@ -53,11 +52,11 @@ def write(runs: Path, out: Path | None = None) -> Path:
         sections=sections,
         made_with=tables.made_with(found),
     )
-    files = {f"{figure.name}.png": figure.png for section in sections for figure in section.figures}
-    files |= {TABLE: _encoded(tables.markdown(found)), PAGE: _encoded(page)}
+    pages = {f"{figure.name}.png": figure.png for section in sections for figure in section.figures}
+    pages |= {TABLE: _encoded(tables.markdown(found)), PAGE: _encoded(page)}
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        _replace(out / name, content)
+    for name, content in pages.items():
+        files.replace(out / name, content)
     return out / PAGE
 
 
@@ -103,13 +102,3 @@ def _render(**context: Any) -> str:
 
 def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file in one step: it is there with all of the content, or as it was."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
