@@ -122,7 +122,8 @@ class Config:
         try:
             self.model.count(task.in_features, self.hidden, task.out_features)
         except ValueError as error:
-            raise ValueError(f"--init {self.init} does not go with --cell {self.cell}: {error}") from error
+            message = f"--init {self.init} does not go with --cell {self.cell}, but --init default does: {error}"
+            raise ValueError(message) from error
         if self.match_params:
             return self.model.fit(self.match_params, task.in_features, task.out_features)
         return self.hidden

@@ -205,7 +205,7 @@ def test_existing_folders_are_refused(finished, tmp_path, capsys):
         ("adding --learning-rate nan", "error: --learning-rate must be a positive number, got nan"),
         ("adding --checkpoint-seconds -1", "error: --checkpoint-seconds must be at least 0, got -1.0"),
         ("adding --cell gro", "error: unknown cell 'gro'; did you mean 'gru'?"),
-        ("adding --cell elman", "error: --init chrono does not go with --cell elman: update_bias_init must be None"),
+        ("adding --cell elman", "error: --init chrono does not go with --cell elman, but --init default does"),
         ("digits --length 65", "error: --length must be at most 64, got 65"),
         ("adding --init crono", "error: unknown init 'crono'; did you mean 'chrono'?"),
         ("adding --schedule cosin", "error: unknown schedule 'cosin'; did you mean 'cosine'?"),
