@@ -30,7 +30,7 @@ INITS: dict[str, Callable[[int], dict[str, Any]]] = {
     "chrono": lambda memory: {"update_bias_init": initializers.chrono(max(memory, 3))},
     "uniform-gate": lambda memory: {"update_bias_init": initializers.uniform_gate},
     "orthogonal": lambda memory: {"kernel_init": initializers.orthogonal},
-    "forget-bias": lambda memory: {"update_bias_init": jax.nn.initializers.constant(1.0)},
+    "forget-bias": lambda memory: {"update_bias_init": initializers.forget_bias},
 }
 """What `--init` can be: arguments of `cell.init`, from the longest dependency of the task in steps. All but the first
 differ from the second in one thing: LeCun normal input kernels, orthogonal recurrent ones, zero biases."""
