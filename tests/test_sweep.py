@@ -138,7 +138,7 @@ def test_divergence_does_not_stop_the_others(write, trained, tmp_path, monkeypat
 
 def test_killed(write, tmp_path):
     """kill -9 in the middle of the second run; then the same command ends what was begun."""
-    path = write(f'[defaults]\n{TINY.replace("steps = 10", "steps = 400")}[[run]]\ntask = "adding"\nseed = [0, 1]\n')
+    path = write(f'[defaults]\n{TINY.replace("steps = 10", "steps = 150")}[[run]]\ntask = "adding"\nseed = [0, 1]\n')
     out = tmp_path / "out"
     command = [sys.executable, "-W", "error", "-m", "experiments", "sweep", str(path), "--out", str(out)]
     command += ["--checkpoint-seconds", "0"]
@@ -153,4 +153,4 @@ def test_killed(write, tmp_path):
     assert cli.main(["sweep", str(path), "--out", str(out)]) == 0
     assert (out / "adding-T6-s0" / runs.TIMING).read_bytes() == first
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(5, 401, 5))
+    assert [line["step"] for line in lines] == list(range(5, 151, 5))

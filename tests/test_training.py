@@ -62,11 +62,10 @@ def test_seeds_side_by_side_are_seeds_alone():
     together = dataclasses.replace(BASE, seeds=3)
     state, losses = training.train_chunk(together, training.init(together), 5, 6)
     found = state, losses, training.evaluate(together, state, 6, 0)
-    for i in (0, 2):
-        # A program depends on no seed: that of one serves all.
-        alone, loss = training.train_chunk(BASE, training.init(dataclasses.replace(BASE, seed=i)), 5, 6)
-        part = jax.tree.map(operator.itemgetter(slice(i, i + 1)), found)
-        assert_close(part, (alone, loss, training.evaluate(BASE, alone, 6, 0)))
+    last = dataclasses.replace(BASE, seed=2)
+    alone, loss = training.train_chunk(last, training.init(last), 5, 6)
+    part = jax.tree.map(operator.itemgetter(slice(2, 3)), found)
+    assert_close(part, (alone, loss, training.evaluate(last, alone, 6, 0)))
     assert len(set(losses.tolist())) == 3
 
 
