@@ -68,9 +68,8 @@ class Config:
         task = tasks.get(self.task)
         sizes = ("steps", "hidden", "batch", "chunk", "evaluation", "seeds")
         none = ("seed", "warmup", "match_params", "curriculum_steps")
-        if task.max_length is not None and self.length > task.max_length:
-            raise ValueError(f"--length must be at most {task.max_length}, got {self.length}")
-        least = {"length": task.min_length} | dict.fromkeys(sizes, 1) | dict.fromkeys(none, 0)
+        self._check_lengths(task)
+        least = dict.fromkeys(sizes, 1) | dict.fromkeys(none, 0)
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{_option(name)} must be at least {bound}, got {getattr(self, name)}")
@@ -88,16 +87,23 @@ class Config:
             ("schedule", SCHEDULES, self.schedule),
         ):
             lookup(kind, table, name)
-        self._check_lengths(task)
-        _ = self.units  # raises if the cell cannot have this size, or cannot begin so
+        self._check_stages()
+        try:
+            self.model.count(task.in_features, self.hidden, task.out_features)
+        except ValueError as error:
+            message = f"--init {self.init} does not go with --cell {self.cell}, but --init default does: {error}"
+            raise ValueError(message) from error
+        _ = self.units  # raises if --match-params is too few
 
     def _check_lengths(self, task: tasks.Task) -> None:
-        for name in ("beyond", "curriculum"):
-            for length in getattr(self, name):
+        for name, lengths in (("length", (self.length,)), ("beyond", self.beyond), ("curriculum", self.curriculum)):
+            for length in lengths:
                 if length < task.min_length:
                     raise ValueError(f"{_option(name)} must be at least {task.min_length}, got {length}")
                 if task.max_length is not None and length > task.max_length:
                     raise ValueError(f"{_option(name)} must be at most {task.max_length}, got {length}")
+
+    def _check_stages(self) -> None:
         if self.warmup >= self.steps:
             raise ValueError(f"--warmup must be less than --steps = {self.steps}, got {self.warmup}")
         if bool(self.curriculum) != bool(self.curriculum_steps):
@@ -116,17 +122,12 @@ class Config:
         """Units of the cell: --hidden, or what comes nearest to --match-params.
 
         Raises:
-          ValueError: if the cell cannot have this size, or cannot begin so.
+          ValueError: if --match-params is too few.
         """
+        if not self.match_params:
+            return self.hidden
         task = tasks.get(self.task)
-        try:
-            self.model.count(task.in_features, self.hidden, task.out_features)
-        except ValueError as error:
-            message = f"--init {self.init} does not go with --cell {self.cell}, but --init default does: {error}"
-            raise ValueError(message) from error
-        if self.match_params:
-            return self.model.fit(self.match_params, task.in_features, task.out_features)
-        return self.hidden
+        return self.model.fit(self.match_params, task.in_features, task.out_features)
 
     def stage(self, step: int) -> tuple[int, int]:
         """The length that step `step` trains at, and the first step that trains at another, or `steps`.

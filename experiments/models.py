@@ -32,8 +32,8 @@ INITS: dict[str, Callable[[int], dict[str, Any]]] = {
     "orthogonal": lambda memory: {"kernel_init": initializers.orthogonal},
     "forget-bias": lambda memory: {"update_bias_init": initializers.forget_bias},
 }
-"""What `--init` can be: arguments of `cell.init`, from the longest dependency of the task in steps. All but the first
-differ from the second in one thing: LeCun normal input kernels, orthogonal recurrent ones, zero biases."""
+"""What `--init` can be: arguments of `cell.init`, from the longest dependency of the task in steps. The first is LeCun
+normal input kernels, orthogonal recurrent ones and zero biases; each other differs from it in one thing."""
 
 
 class Params(NamedTuple):

@@ -110,7 +110,8 @@ class _Session:
     def _chunk(self, state: State) -> State:
         """One chunk of the seeds that have not solved the task, and its evaluation, recorded."""
         before = self.run.metrics[-1] if self.run.metrics else None
-        active = [i for i in range(self.config.seeds) if before is None or i not in self._solved(before)]
+        solved = self._solved(before) if before else []
+        active = [i for i in range(self.config.seeds) if i not in solved]
         begin = before["step"] if before else 0
         length, end = self.config.stage(begin)
         part = _take(state, active) if len(active) < self.config.seeds else state
