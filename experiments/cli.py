@@ -49,7 +49,8 @@ def run(options: Command, started: float) -> int:
             use_compilation_cache()
             join(options)
             options.check()
-            return session.train(runs.open_run(options), options, started)
+            with runs.open_run(options) as run:
+                return session.train(run, options, started)
         case sweep.Sweep():
             use_compilation_cache()
             return sweep.run(options, started)

@@ -9,6 +9,7 @@
     curve.png       learning curve
     timing.jsonl    wall-clock times, beside metrics.jsonl: all that differs when a run is repeated
     tensorboard/    events, where they were asked for
+    run.lock        locked by the process that trains; the system unlocks it however that process ends
 
 A metrics line is on disk before the checkpoint of its step is begun. So whatever was interrupted, every line up to the
 last whole checkpoint is there, and resuming cuts off the lines after it, a torn one too, and does those steps again.
@@ -20,8 +21,9 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import filelock
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -30,7 +32,7 @@ from experiments.config import Train
 from experiments.events import Events
 from experiments.training import State
 
-CONFIG, METRICS, TIMING, SUMMARY, CURVE, CHECKPOINTS, EVENTS = (
+CONFIG, METRICS, TIMING, SUMMARY, CURVE, CHECKPOINTS, EVENTS, LOCK = (
     "config.json",
     "metrics.jsonl",
     "timing.jsonl",
@@ -38,11 +40,12 @@ CONFIG, METRICS, TIMING, SUMMARY, CURVE, CHECKPOINTS, EVENTS = (
     "curve.png",
     "checkpoints",
     "tensorboard",
+    "run.lock",
 )
 
 
 class Run:
-    """An open run folder.
+    """An open run folder; as a context manager, closed at the end.
 
     Attributes:
       folder: its path.
@@ -50,8 +53,14 @@ class Run:
       timing: the lines of timing.jsonl.
     """
 
-    def __init__(self, folder: Path, open_events: Callable[[int], Events] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        open_events: Callable[[int], Events] | None = None,
+        lock: filelock.BaseFileLock | None = None,
+    ):
         self.folder = folder
+        self._lock = lock
         self.metrics: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
         self._saved: int | None = None
@@ -59,10 +68,18 @@ class Run:
         self._open_events = open_events if self.writes else None
         self._events: Events | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        if self._lock is not None:
+            self._lock.release()
+
     @property
     def writes(self) -> bool:
         """Whether this process writes the logs."""
-        return jax.process_index() == 0
+        return _writes()
 
     def result(self) -> dict[str, Any] | None:
         """How the run ended, its logs loaded; or None if it has not."""
@@ -157,45 +174,66 @@ class Run:
 
 
 def open_run(options: Train) -> Run:
-    """The run folder of a call of `train`: a new one, or with `resume` an existing one.
+    """The run folder of a call of `train`: a new one, or with `resume` an existing one; this process alone has it.
 
     Raises:
       ValueError: if the folder holds a run and `resume` is not given, or a run of another configuration, or anything
-        that is no run. Nothing is ever overwritten.
+        that is no run, or if another process trains there. Nothing is ever overwritten.
     """
     folder, seed = options.folder, options.config.seed
-    run = Run(folder, functools.partial(Events, folder / EVENTS, seed) if options.tensorboard else None)
-    if run.writes:
-        _claim(options)
+    lock = _claim(options) if _writes() else None
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("the run folder is there")
-    return run
+    return Run(folder, functools.partial(Events, folder / EVENTS, seed) if options.tensorboard else None, lock)
 
 
-def _claim(options: Train) -> None:
-    folder, config = options.folder, options.config
+def _writes() -> bool:
+    return jax.process_index() == 0
+
+
+def _claim(options: Train) -> filelock.BaseFileLock:
+    """Locks the folder, once that is sure to harm nobody's files, and writes config.json if the run is new."""
+    folder = options.folder
     path = folder / CONFIG
-    if path.exists():
-        _check_same(folder, json.loads(path.read_text())["config"], config.as_dict())
-        if not options.resume:
-            raise ValueError(
-                f"{folder} holds this run already; go on with --resume, or choose another folder with --out"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(not files.is_partial(entry) for entry in folder.iterdir())):
+    if folder.exists() and not path.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
         raise ValueError(f"{folder} exists and holds no run; choose another folder with --out")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        command = options.command(result_only=True)
-        _write(path, {"config": config.as_dict(), "command": command, "made_with": _versions()})
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise ValueError(f"another process trains in {folder}; choose another folder with --out") from None
+    try:
+        if path.exists():
+            _check_existing(options, json.loads(path.read_text())["config"])
+        else:
+            command = options.command(result_only=True)
+            _write(path, {"config": options.config.as_dict(), "command": command, "made_with": _versions()})
+    except BaseException:
+        lock.release()
+        raise
+    return lock
 
 
-def _check_same(folder: Path, existing: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _is_foreign(entry: Path) -> bool:
+    """Whether this is nothing that a run leaves before its configuration."""
+    return entry.name != LOCK and not files.is_partial(entry)
+
+
+def _check_existing(options: Train, existing: dict[str, Any]) -> None:
+    wanted = options.config.as_dict()
     changed = [name for name in {**existing, **wanted} if existing.get(name) != wanted.get(name)]
     if changed:
         differences = ", ".join(f"{name} {existing.get(name)} (now {wanted.get(name)})" for name in changed)
-        raise ValueError(f"{folder} holds a run with other settings: {differences}; choose another folder with --out")
+        raise ValueError(
+            f"{options.folder} holds a run with other settings: {differences}; choose another folder with --out"
+        )
+    if not options.resume:
+        raise ValueError(
+            f"{options.folder} holds this run already; go on with --resume, or choose another folder with --out"
+        )
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

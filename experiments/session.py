@@ -77,10 +77,7 @@ class _Session:
         state = self.run.restore(jax.eval_shape(lambda: training.init(self.config)), self.mesh)
         state = training.init(self.config, self.mesh) if state is None else state
         progress.begin(self.options.name, self.task.baseline(self.config.length), int(state.step.max()), before)
-        try:
-            state, status, reason = self._steps(state, progress)
-        finally:
-            self.run.close()
+        state, status, reason = self._steps(state, progress)
         return self._finish(state, status, reason)
 
     def _steps(self, state: State, progress: Progress) -> tuple[State, str, str]:

@@ -14,6 +14,7 @@ several lists for all combinations::
 Settings are those of `experiments.config.Config`, by default a task's recipe; `name` comes before the name of a run.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import shlex
@@ -101,10 +102,11 @@ def run(options: Sweep, started: float) -> int:
             done = (one.folder / runs.SUMMARY).exists()
             print(f"{'done' if done else 'to do'}  {dataclasses.replace(one, resume=False).command()}")
         return 0
-    opened = [runs.open_run(one) for one in listed]
     results, before = [], 0
     try:
-        with Progress(sum(one.config.steps for one in listed)) as progress:
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(runs.open_run(one)) for one in listed]
+            progress = stack.enter_context(Progress(sum(one.config.steps for one in listed)))
             for one, folder in zip(listed, opened, strict=True):
                 results.append(session.finish(folder, one, started, progress, before))
                 before += one.config.steps

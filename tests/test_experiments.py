@@ -64,6 +64,7 @@ def test_run_folder(finished):
         runs.SUMMARY,
         runs.CURVE,
         runs.CHECKPOINTS,
+        runs.LOCK,
     }
     lines = [json.loads(line) for line in (finished / runs.METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 15, 20, 23]
@@ -192,6 +193,16 @@ def test_existing_folders_are_refused(finished, tmp_path, capsys):
     assert call(tmp_path, "--resume") == 2
     assert "holds no run" in capsys.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_in_use_is_refused(tmp_path, capsys):
+    """Two processes at once would write every line twice."""
+    options = cli.parse(["train", "adding", *TINY, "--out", str(tmp_path / "run")])
+    with runs.open_run(options) as run:
+        for resume in ([], ["--resume"]):
+            assert call(run.folder, *resume) == 2
+            assert f"another process trains in {run.folder}" in capsys.readouterr().err
+    assert call(run.folder, "--resume") == 0
 
 
 @pytest.mark.parametrize(
