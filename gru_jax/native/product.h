@@ -86,15 +86,43 @@ INLINE int64_t rows_of(const Tile& tile, int64_t row, int64_t rows, int64_t bloc
   return row;
 }
 
+// The blocks that one tile of so many rows spans.
+template <int G>
+INLINE int64_t width_of(int64_t rows) {
+  return rows >= kTall ? most_blocks<kTall, G>()
+         : rows >= 4   ? most_blocks<4, G>()
+         : rows >= 2   ? most_blocks<2, G>()
+                       : most_blocks<1, G>();
+}
+
+// How the product that every step has, with K rows, is covered: in tiles of `width` blocks, the last of which begins at `last`.
+struct Order {
+  int64_t width, last;
+};
+
+// A single row does little else than wait for weights: its tiles are no wider than what stays in the first-level cache.
+template <int G>
+static Order order_of(int64_t rows, int64_t blocks, int64_t K) {
+  constexpr int64_t kFirstLevel = 32 * 1024 / sizeof(float);
+  const int64_t most = width_of<G>(rows), stays = kFirstLevel / (G * block_size(K));
+  const int64_t width = rows == 1 && stays > 0 ? least(most, stays) : most;
+  return {width, (blocks - 1) / width * width};
+}
+
+// One step's product. If every other step goes back, from the last blocks to the first, it finds in the first-level cache those
+// that the step before has ended with.
+template <int G, class Tile>
+static void cover(const Tile& tile, int64_t rows, int64_t blocks, const Order& order, bool back) {
+  const int64_t by = back ? -order.width : order.width;
+  for (int64_t block = back ? order.last : 0; 0 <= block && block <= order.last; block += by) {
+    rows_of<kTall, G>(tile, 0, rows, block, least(block + order.width, blocks));
+  }
+}
+
 template <int G, class Tile>
 static void cover(const Tile& tile, int64_t rows, int64_t blocks) {
-  int64_t width = rows >= kTall   ? most_blocks<kTall, G>()
-                  : rows >= 4     ? most_blocks<4, G>()
-                  : rows >= 2     ? most_blocks<2, G>()
-                                  : most_blocks<1, G>();
-  for (int64_t block = 0; block < blocks; block += width) {
-    rows_of<kTall, G>(tile, 0, rows, block, least(block + width, blocks));
-  }
+  const int64_t width = width_of<G>(rows);
+  cover<G>(tile, rows, blocks, {width, (blocks - 1) / width * width}, false);
 }
 
 // out[m] = init + a[m] · B for all rows m: a plain product, where `init` is a padded row of N or null.

@@ -134,6 +134,8 @@ static void walk_states(const States& job, int64_t i, float* projected, float* c
   float *dropped = carry, *reset = carry + rows * width;
   const float *h_in[kChunk], *h_tm1[kChunk], *reset_rows[kChunk];
   for (int64_t row = 0; row < rows; ++row) reset_rows[row] = reset + row * width;
+  const int64_t blocks = blocks_of(H);
+  const Order order = sizes.reset_after ? order_of<3>(rows, blocks, H) : order_of<2>(rows, blocks, H);
 
   for (int64_t s = i * chunk; s < least((i + 1) * chunk, sizes.steps); ++s) {
     const int64_t t = time_of(sizes, s);
@@ -157,10 +159,10 @@ static void walk_states(const States& job, int64_t i, float* projected, float* c
                        width,
                        packed_matrix(H, H)};
     if (sizes.reset_after) {
-      cover<3>(ResetAfter{step}, rows, width / kLanes);
+      cover<3>(ResetAfter{step}, rows, blocks, order, s % 2);
     } else {
-      cover<2>(ResetBeforeGates{step}, rows, width / kLanes);
-      cover<1>(ResetBeforeCandidate{step}, rows, width / kLanes);
+      cover<2>(ResetBeforeGates{step}, rows, blocks, order, s % 2);
+      cover<1>(ResetBeforeCandidate{step}, rows, blocks);
     }
   }
 }
