@@ -1,6 +1,7 @@
 """Settings of a training run: what determines its result, and what does not."""
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import shlex
@@ -117,7 +118,7 @@ class Config:
         """The model to train."""
         return models.Model(self.cell, self.init)
 
-    @property
+    @functools.cached_property
     def units(self) -> int:
         """Units of the cell: --hidden, or what comes nearest to --match-params.
 

@@ -74,9 +74,16 @@ class Progress:
             )
 
     def _measured(self, losses: Sequence[float], solved: int) -> str:
-        median = statistics.median(losses)
-        loss = f"loss {median:.3g}"
-        if len(losses) > 1:
-            loss += f" [{min(losses):.3g}, {max(losses):.3g}]"
-        text = f"{loss}, {median / self._baseline:.3g} of baseline"
+        share = statistics.median(losses) / self._baseline
+        text = f"loss {spread(losses)}, {share:.3g} of baseline"
         return text if len(losses) == 1 else f"{text}, {solved}/{len(losses)} solved"
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, and the range if there are several.
+
+    >>> spread([0.25]), spread([0.5, 0.25, 1.0])
+    ('0.25', '0.5 [0.25, 1]')
+    """
+    median = f"{statistics.median(values):.3g}"
+    return median if len(values) == 1 else f"{median} [{min(values):.3g}, {max(values):.3g}]"

@@ -1,11 +1,11 @@
 """What is printed when a run has ended, on one screen."""
 
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 from experiments import runs, tasks
 from experiments.config import Train
+from experiments.progress import spread
 from experiments.runs import Run
 
 
@@ -59,20 +59,10 @@ def _measured(task: tasks.Task, result: dict[str, Any]) -> list[tuple[str, str]]
     if "eval_loss" not in result:
         return []
     share = statistics.median(result["eval_loss"]) / result["baseline"]
-    rows = [("evaluation", f"{_spread(result['eval_loss'])}, {task.loss_name}; {share:.3g} of the baseline")]
+    rows = [("evaluation", f"{spread(result['eval_loss'])}, {task.loss_name}; {share:.3g} of the baseline")]
     others = [name for name in result if name.startswith("eval_") and name != "eval_loss"]
     words = {name: name.removeprefix("eval_").replace("_", " ").replace("@", " at length ") for name in others}
-    return rows + [("", f"{_spread(result[name])}, {words[name]}") for name in others]
-
-
-def _spread(values: Sequence[float]) -> str:
-    """The median, and the range if there are several.
-
-    >>> _spread([0.25]), _spread([0.5, 0.25, 1.0])
-    ('0.25', '0.5 [0.25, 1]')
-    """
-    median = f"{statistics.median(values):.4g}"
-    return median if len(values) == 1 else f"{median} [{min(values):.4g}, {max(values):.4g}]"
+    return rows + [("", f"{spread(result[name])}, {words[name]}") for name in others]
 
 
 def _times(run: Run) -> str:

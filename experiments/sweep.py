@@ -32,7 +32,7 @@ import tyro
 from experiments import config, runs, session
 from experiments.config import Config, Train
 from experiments.names import lookup
-from experiments.progress import Progress
+from experiments.progress import Progress, spread
 
 FIELDS: dict[str, Any] = get_type_hints(Config)
 
@@ -132,7 +132,7 @@ def _table(listed: list[Train], opened: list[runs.Run], results: list[dict[str, 
                 one.folder.name,
                 result["status"] if result["status"] == session.DIVERGED else f"{len(solved)}/{one.config.seeds}",
                 f"{statistics.median(solved):.0f}" if solved else "–",
-                f"{statistics.median(losses):.3g} [{min(losses):.3g}, {max(losses):.3g}]" if losses else "–",
+                spread(losses) if losses else "–",
                 f"{sum(line['seconds'] for line in folder.timing) / 60:.1f}",
             )
         )

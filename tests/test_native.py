@@ -90,7 +90,7 @@ def test_random_sizes_and_options(seed):
 @pytest.mark.parametrize("sizes", [(5, 3, 300, 200), (3, 100, 4, 300), (700, 1, 20, 100)], ids=str)
 @each_cell
 def test_particular_sizes(cell, sizes):
-    """Weights larger than a cache; a single row of several tiles, and so many steps that a thread without rows helps."""
+    """Weights larger than a cache; a row of several tiles, and so many steps that a thread without rows helps."""
     steps, batch, in_features, features = sizes
     params = cell.init(jax.random.key(0), in_features, features)
     xs = jax.random.normal(jax.random.key(1), (steps, batch, in_features), jnp.float32)
