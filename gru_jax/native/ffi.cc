@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -47,11 +48,18 @@ struct Parts {
   int64_t size(int64_t part) const { return std::min(each, rows - first(part)); }
 };
 
-// Rows of a part where any division gives the same results: enough parts for all threads, in whole tiles of eight rows.
+// Rows of a part where any division gives the same results, in whole tiles of eight: the most of those that leave least to the
+// busiest thread.
 int64_t rows_for(int64_t groups, int64_t rows, int64_t threads) {
-  const int64_t wanted = std::max<int64_t>((threads + groups - 1) / groups, 1);
-  const int64_t each = (rows + wanted - 1) / wanted;
-  return std::clamp<int64_t>((each + 7) / 8 * 8, 8, kMostRows);
+  int64_t best = 8, least = std::numeric_limits<int64_t>::max();
+  for (int64_t each = std::clamp<int64_t>((rows + 7) / 8 * 8, 8, kMostRows); each >= 8; each -= 8) {
+    const int64_t parts = Parts(groups, rows, each).count(), busiest = (parts + threads - 1) / threads * each;
+    if (busiest < least) {
+      least = busiest;
+      best = each;
+    }
+  }
+  return best;
 }
 
 // Rows of a part where each part sums its own gradient of the weights. It must not depend on the number of threads.
