@@ -14,7 +14,6 @@ several lists for all combinations::
 Settings are those of `experiments.config.Config`, by default a task's recipe; `name` comes before the name of a run.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import shlex
@@ -102,13 +101,17 @@ def run(options: Sweep, started: float) -> int:
             done = (one.folder / runs.SUMMARY).exists()
             print(f"{'done' if done else 'to do'}  {dataclasses.replace(one, resume=False).command()}")
         return 0
-    results, before = [], 0
+    for one in listed:
+        # A folder that cannot be used is known before anything is computed; each is locked only while it is worked on.
+        with runs.open_run(one):
+            pass
+    opened, results, before = [], [], 0
     try:
-        with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(runs.open_run(one)) for one in listed]
-            progress = stack.enter_context(Progress(sum(one.config.steps for one in listed)))
-            for one, folder in zip(listed, opened, strict=True):
-                results.append(session.finish(folder, one, started, progress, before))
+        with Progress(sum(one.config.steps for one in listed)) as progress:
+            for one in listed:
+                with runs.open_run(one) as folder:
+                    results.append(session.finish(folder, one, started, progress, before))
+                opened.append(folder)
                 before += one.config.steps
                 # Their programs are not needed again, and there may be hundreds of them.
                 jax.clear_caches()
