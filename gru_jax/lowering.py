@@ -31,6 +31,12 @@ try:
 except ImportError as error:
     missing = f"the native kernels are not installed ({error}); a C++ compiler at installation builds them"
 
+CACHED, PER_ROW = 1 << 18, 20_000
+"""A gradient is left to XLA if W and U hold more numbers than the first, and more than the second for each row of the
+batch: the kernels share out rows among threads, XLA the columns of each product (measured: README, Speed)."""
+WIDE, FEW = 750_000, 16
+"""And so are the states if there are more numbers than the first, and fewer rows than the second."""
+
 _SIGMOIDS = (jax.nn.sigmoid, jax.lax.logistic)
 _TANHS = (jnp.tanh, jax.nn.tanh, jax.lax.tanh)
 
@@ -62,7 +68,19 @@ def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> s
         return "an axis is empty, or its size is not known"
     if primitive == "gru_pull" and named["hs"].shape != named["ct"].shape:
         return "many cotangents share one linearisation"
+    if params["method"] == "auto" and primitive != "gru_linear" and _is_wide(primitive, named):
+        return "XLA is faster for so few rows of so wide a state"
     return None
+
+
+def _is_wide(primitive: str, named: dict[str, Any]) -> bool:
+    """Whether the weights are so many, for so few rows, that the kernels are slower than XLA."""
+    o = Operands(**{name: x for name, x in named.items() if name in Operands._fields})
+    lead, weights = o.lead(), math.prod(o.kernel.shape[-2:]) + math.prod(o.recurrent_kernel.shape[-2:])
+    rows = math.prod(lead[o.groups :])
+    if math.prod(lead[: o.groups]) > 1:
+        return False  # there are as many products as groups to share out
+    return weights > WIDE and rows < FEW if primitive == "gru_states" else weights > max(CACHED, PER_ROW * rows)
 
 
 class Lowering(NamedTuple):

@@ -297,6 +297,52 @@ def test_lowerings_name_the_instruction_set():
 
 
 @native
+@pytest.mark.parametrize(
+    ("batch", "features", "states", "pull"),
+    [(1, 256, True, True), (1, 512, False, False), (32, 512, True, False), (64, 512, True, True)],
+)
+def test_few_rows_of_wide_states_are_left_to_xla(batch, features, states, pull):
+    def used(method, *groups):
+        params = gru_jax.CUDNN.init(jax.random.key(0), 64, features)
+        shapes = [jax.ShapeDtypeStruct((*groups, *x.shape), jnp.float32) for x in (*params, jnp.ones((5, batch, 64)))]
+
+        def loss(*args):
+            return (gru_jax.unroll(gru_jax.CUDNN, gru_jax.Params(*args[:-1]), args[-1], method=method)[1] ** 2).sum()
+
+        gradient = jax.vmap(jax.grad(loss)) if groups else jax.grad(loss)
+        return [x.native for x in gru_jax.lowerings(gradient)(*shapes)]
+
+    assert used("auto") == [states, pull]
+    assert used("native") == used("auto", 3) == [True, True]
+
+
+@native
+@each_cell
+@pytest.mark.parametrize("left", ["gru_states", "gru_pull"])
+def test_one_of_them_left_to_xla(cell, left, monkeypatch):
+    """The states of a kernel are right for the gradient of XLA, and the other way round."""
+    if left == "gru_states":
+        monkeypatch.setattr(lowering, "WIDE", 0)
+    else:
+        monkeypatch.setattr(lowering, "CACHED", 0)
+        monkeypatch.setattr(lowering, "PER_ROW", 0)
+    p = problem(cell, OPTIONS["all"])
+
+    def value_and_gradient(method):
+        def loss(*args):
+            h_last, hs = gru_jax.unroll(cell, *args, method=method, **p.options)
+            return jnp.sin(hs).sum() + (h_last**3).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2))
+
+    args = p[:3]
+    used = gru_jax.lowerings(value_and_gradient("auto"))(*single(args))
+    assert [x.primitive for x in used if not x.native] == [left]
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float64), single(args))
+    check(jax.jit(value_and_gradient("auto"))(*single(args)), jax.jit(value_and_gradient("scan"))(*rounded))
+
+
+@native
 def test_a_setting_turns_them_off(monkeypatch):
     monkeypatch.setattr(gru_jax.config, "native", False)
     assert "gru_jax_" not in program(jax.grad(run()), *arguments())
