@@ -31,7 +31,7 @@ try:
 except ImportError as error:
     missing = f"the native kernels are not installed ({error}); a C++ compiler at installation builds them"
 
-CACHED, PER_ROW = 1 << 18, 20_000
+CACHED, PER_ROW = 1 << 18, 25_000
 """A gradient is left to XLA if W and U hold more numbers than the first, and more than the second for each row of the
 batch: the kernels share out rows among threads, XLA the columns of each product (measured: README, Speed)."""
 WIDE, FEW = 750_000, 16
