@@ -31,9 +31,9 @@ try:
 except ImportError as error:
     missing = f"the native kernels are not installed ({error}); a C++ compiler at installation builds them"
 
-CACHED, PER_ROW = 1 << 18, 25_000
+CACHED, PER_ROW = 1 << 18, 30_000
 """A gradient is left to XLA if W and U hold more numbers than the first, and more than the second for each row of the
-batch: the kernels share out rows among threads, XLA the columns of each product (measured: README, Speed)."""
+batch beyond ten: the kernels share out rows among threads, XLA the columns of each product (measured: README)."""
 WIDE, FEW = 750_000, 16
 """And so are the states if there are more numbers than the first, and fewer rows than the second."""
 
@@ -80,7 +80,7 @@ def _is_wide(primitive: str, named: dict[str, Any]) -> bool:
     rows = math.prod(lead[o.groups :])
     if math.prod(lead[: o.groups]) > 1:
         return False  # there are as many products as groups to share out
-    return weights > WIDE and rows < FEW if primitive == "gru_states" else weights > max(CACHED, PER_ROW * rows)
+    return weights > WIDE and rows < FEW if primitive == "gru_states" else weights > max(CACHED, PER_ROW * (rows - 10))
 
 
 class Lowering(NamedTuple):
