@@ -95,7 +95,7 @@ INLINE int64_t width_of(int64_t rows) {
                        : most_blocks<1, G>();
 }
 
-// How the product that every step has, with K rows, is covered: in tiles of `width` blocks, the last of which begins at `last`.
+// How the product that every step has, with K rows, is covered: in tiles of `width` blocks, none of which begins beyond `last`.
 struct Order {
   int64_t width, last;
 };
@@ -121,8 +121,7 @@ static void cover(const Tile& tile, int64_t rows, int64_t blocks, const Order& o
 
 template <int G, class Tile>
 static void cover(const Tile& tile, int64_t rows, int64_t blocks) {
-  const int64_t width = width_of<G>(rows);
-  cover<G>(tile, rows, blocks, {width, (blocks - 1) / width * width}, false);
+  cover<G>(tile, rows, blocks, {width_of<G>(rows), blocks - 1}, false);
 }
 
 // out[m] = init + a[m] · B for all rows m: a plain product, where `init` is a padded row of N or null.
