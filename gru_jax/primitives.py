@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
-from gru_jax import lowering, recurrence
+from gru_jax import lowering, partitioning, recurrence
 from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, apply, apply_transposed
 from gru_jax.recurrence import TIMELESS, WEIGHTS, Operands, full_shape, shifted
@@ -67,7 +67,8 @@ def _operands(named: dict[str, Any], prefix: str = "") -> Operands:
 
 
 def _bind(primitive: Primitive, named: dict[str, Any], **params: Any) -> Any:
-    lowering.prepare(*_PRIMITIVES)
+    if lowering.missing is None:
+        partitioning.prepare(*_PRIMITIVES)
     # Inside shard_map, operands that are equal on all devices must be marked as varying like the others are, so that
     # their gradient is summed over devices.
     varying = frozenset().union(*map(_varying, named.values()))
