@@ -1,0 +1,162 @@
+"""Which computations run on the native kernels, which on XLA, and what settings and exports change about it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import gru_jax
+from gru_jax import lowering
+from tests.cases import OPTIONS, problem
+from tests.test_native import check, each_cell, native, single
+
+
+def run(method="auto", cell=gru_jax.CUDNN):
+    return lambda params, xs: gru_jax.unroll(cell, params, xs, method=method)[1].sum()
+
+
+def arguments(dtype=jnp.float32):
+    return tuple(problem(gru_jax.CUDNN, dtype=dtype)[:2])
+
+
+def program(function, *args):
+    return jax.jit(function).lower(*args).compile().as_text()
+
+
+OBSTACLES = {
+    "float64": (gru_jax.CUDNN, jnp.float64, "the kernels are for float32, got float64"),
+    "bfloat16": (gru_jax.CUDNN, jnp.bfloat16, "the kernels are for float32, got bfloat16, float32"),
+    "sigmoid candidate": (gru_jax.GOODFELLOW, jnp.float32, "the cell has other activations than sigmoid and tanh"),
+}
+
+
+@native
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_native_cannot_do_takes_the_way_of_xla(obstacle):
+    cell, dtype, why = OBSTACLES[obstacle]
+    args = arguments(dtype)
+    if cell == gru_jax.GOODFELLOW:
+        args = (args[0]._replace(recurrent_bias=None), args[1])
+    assert [*gru_jax.lowerings(jax.grad(run(cell=cell)))(*args)] == [
+        ("gru_states", False, why),
+        ("gru_pull", False, why),
+    ]
+    assert "gru_jax_states" not in program(jax.grad(run(cell=cell)), *args)
+    with pytest.raises(ValueError, match=f'method="native" is not to be had here: {why}'):
+        run("native", cell)(*args)
+
+
+@native
+def test_lowerings_name_the_instruction_set():
+    from gru_jax import _native
+
+    isa = _native.isa()
+    assert gru_jax.lowerings(jax.grad(run()))(*arguments()) == [("gru_states", True, isa), ("gru_pull", True, isa)]
+    tangent = lambda *args: jax.jvp(run(), args, args)  # noqa: E731
+    assert [x[:2] for x in gru_jax.lowerings(jax.jit(tangent))(*arguments())] == [
+        ("gru_states", True),
+        ("gru_push", False),
+    ]
+    assert program(tangent, *arguments()).count("gru_jax_linear") == 1
+    assert gru_jax.lowerings(run("scan"))(*arguments()) == []
+
+
+@native
+@pytest.mark.parametrize(
+    ("batch", "features", "states", "pull"),
+    [(1, 256, True, True), (1, 512, False, False), (32, 512, True, False), (64, 512, True, True)],
+)
+def test_few_rows_of_wide_states_are_left_to_xla(batch, features, states, pull):
+    def used(method, *groups):
+        params = gru_jax.CUDNN.init(jax.random.key(0), 64, features)
+        shapes = [jax.ShapeDtypeStruct((*groups, *x.shape), jnp.float32) for x in (*params, jnp.ones((5, batch, 64)))]
+
+        def loss(*args):
+            return (gru_jax.unroll(gru_jax.CUDNN, gru_jax.Params(*args[:-1]), args[-1], method=method)[1] ** 2).sum()
+
+        gradient = jax.vmap(jax.grad(loss)) if groups else jax.grad(loss)
+        return [x.native for x in gru_jax.lowerings(gradient)(*shapes)]
+
+    assert used("auto") == [states, pull]
+    assert used("native") == used("auto", 3) == [True, True]
+
+
+@native
+@each_cell
+@pytest.mark.parametrize("left", ["gru_states", "gru_pull"])
+def test_one_of_them_left_to_xla(cell, left, monkeypatch):
+    """The states of a kernel are right for the gradient of XLA, and the other way round."""
+    if left == "gru_states":
+        monkeypatch.setattr(lowering, "WIDE", 0)
+    else:
+        monkeypatch.setattr(lowering, "CACHED", 0)
+        monkeypatch.setattr(lowering, "PER_ROW", 0)
+    p = problem(cell, OPTIONS["all"])
+
+    def value_and_gradient(method):
+        def loss(*args):
+            h_last, hs = gru_jax.unroll(cell, *args, method=method, **p.options)
+            return jnp.sin(hs).sum() + (h_last**3).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2))
+
+    args = p[:3]
+    used = gru_jax.lowerings(value_and_gradient("auto"))(*single(args))
+    assert [x.primitive for x in used if not x.native] == [left]
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float64), single(args))
+    check(jax.jit(value_and_gradient("auto"))(*single(args)), jax.jit(value_and_gradient("scan"))(*rounded))
+
+
+@native
+def test_a_setting_turns_them_off(monkeypatch):
+    monkeypatch.setattr(gru_jax.config, "native", False)
+    assert "gru_jax_" not in program(jax.grad(run()), *arguments())
+    with pytest.raises(ValueError, match=r"config\.native is False"):
+        run("native")(*arguments())
+
+
+def test_without_the_kernels(monkeypatch):
+    monkeypatch.setattr(lowering, "missing", "the native kernels are not installed")
+    assert "gru_jax_" not in program(jax.grad(run()), *arguments())
+    with pytest.raises(ValueError, match='method="native" is not to be had here: the native kernels are not installed'):
+        run("native")(*arguments())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("GRU_JAX_NATIVE", "no", "GRU_JAX_NATIVE must be 0 or 1, got 'no'"),
+        ("GRU_JAX_NATIVE_THREADS", "-1", "GRU_JAX_NATIVE_THREADS must be an integer, 0 or more, got '-1'"),
+    ],
+)
+def test_bad_environment_is_refused(variable, value, message, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=message):
+        gru_jax.settings.from_environment()
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("GRU_JAX_NATIVE", "0")
+    monkeypatch.setenv("GRU_JAX_NATIVE_THREADS", "3")
+    assert gru_jax.settings.from_environment() == gru_jax.settings.Config(native=False, native_threads=3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "error"),
+    [("native", 1, TypeError), ("native_threads", -1, ValueError), ("threads", 2, AttributeError)],
+)
+def test_bad_settings_are_refused(setting, value, error):
+    with pytest.raises(error, match=setting):
+        setattr(gru_jax.config, setting, value)
+
+
+@native
+@each_cell
+def test_an_exported_program_is_portable(cell):
+    args = single(problem(cell)[:2])
+    steps, batch = jax.export.symbolic_shape("steps, batch")
+    specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    exported = jax.export.export(jax.jit(jax.grad(run(cell=cell))), platforms=("cpu", "cuda", "tpu"))(
+        specs[0], jax.ShapeDtypeStruct((steps, batch, args[1].shape[-1]), jnp.float32)
+    )
+    assert "gru_jax_" not in exported.mlir_module()
+    check(exported.call(*args), jax.jit(jax.grad(run("scan", cell)))(*args))
