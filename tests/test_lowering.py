@@ -7,11 +7,7 @@ import pytest
 import gru_jax
 from gru_jax import lowering
 from tests.cases import OPTIONS, problem
-from tests.test_native import check, each_cell, native, single
-
-
-def run(method="auto", cell=gru_jax.CUDNN):
-    return lambda params, xs: gru_jax.unroll(cell, params, xs, method=method)[1].sum()
+from tests.test_native import check, each_cell, native, run, single
 
 
 def arguments(dtype=jnp.float32):

@@ -4,8 +4,8 @@
 // It walks back over chunks of steps that fit in the second-level cache. In each it forms the gates again, in parallel over
 // time, from the inputs and the states; runs the transposed linearisation back; then multiplies its results with what entered
 // the gates. So nothing is kept from the forward pass but the states, and nothing goes through memory but inputs and outputs.
-// Keeping the preactivations, too, was tried: it saves a quarter of the products for five times the memory, and was faster with
-// 256 units or more alone; with fewer, pages fresh from the system cost more than the products.
+// Keeping the preactivations, too, was tried: it saves a quarter of the products for five times the memory, and was clearly
+// faster with 256 units or more alone; with few, pages fresh from the system cost more than the products.
 
 // A chunk: for each of its rows, over steps and sequences, what entered the products, x | h_in | (reset before) r ⊙ h_in, and
 // the slots of pull.h.
