@@ -9,14 +9,27 @@ q = h_tm1 U_n + c_n, c_z = (h_tm1 − n) ⊙ σ'(·) and a_n = (1 − z) ⊙ φ'
 A dropout mask m on the recurrent connections multiplies h and y wherever they enter a product with U.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gru_jax import gates
-from gru_jax.cells import GRU, Projected, product, split
+from gru_jax.cells import GRU, Projected, product, project, split
+
+
+class Preactivations(NamedTuple):
+    """What the activations of a step act on, each (T, *group, *batch, H) or, for one step, without the time axis.
+
+    Attributes:
+      r, z, n: of the reset gate, the update gate and the candidate.
+      q: h_tm1 U_n + c_n, which the reset gate multiplies; None where it acts before the product.
+    """
+
+    r: jax.Array
+    z: jax.Array
+    n: jax.Array
+    q: jax.Array | None
 
 
 class Linearisation(NamedTuple):
@@ -39,7 +52,7 @@ class Linearisation(NamedTuple):
         return Linearisation(z, self.r, c_r, c_z, a_n)
 
 
-def linearise(
+def preactivations(
     cell: GRU,
     projected: Projected,
     h_tm1: jax.Array,
@@ -47,8 +60,8 @@ def linearise(
     bias: jax.Array,
     drop: jax.Array | None,
     lead: int = 1,
-) -> Linearisation:
-    """The coefficients of J at all steps at once, from the states before them.
+) -> Preactivations:
+    """The preactivations at all steps at once, from the states before them; or at one step.
 
     Args:
       cell: the equations.
@@ -63,19 +76,24 @@ def linearise(
     h_in = _dropped(h_tm1, drop)
     if cell.reset_after:
         h_r, h_z, h_n = split(product(h_in, kernel, lead))
-        h_n = h_n + bias
-    else:
-        h_r, h_z = split(product(h_in, _rz(kernel), lead), 2)
-    r, slope_r = _with_slope(functools.partial(gates.reset_gate, gate=cell.gate), x_r, h_r)
-    z, slope_z = _with_slope(functools.partial(gates.update_gate, gate=cell.gate), x_z, h_z)
-    if cell.reset_after:
-        candidate = functools.partial(gates.candidate_reset_after, h_n=h_n, r=r, candidate=cell.candidate)
-        n, slope_n = _with_slope(candidate, x_n)
-    else:
-        candidate = functools.partial(gates.candidate_reset_before, candidate=cell.candidate)
-        n, slope_n = _with_slope(candidate, x_n, product(r * h_in, _n(kernel), lead))
+        q = h_n + bias
+        return Preactivations(x_r + h_r, x_z + h_z, x_n + gates.reset_gate(x_r, h_r, cell.gate) * q, q)
+    h_r, h_z = split(product(h_in, _rz(kernel), lead), 2)
+    rh_n = product(gates.reset_gate(x_r, h_r, cell.gate) * h_in, _n(kernel), lead)
+    return Preactivations(x_r + h_r, x_z + h_z, x_n + rh_n, None)
+
+
+def activated(cell: GRU, at: Preactivations, h_tm1: jax.Array) -> jax.Array:
+    """The state h_t that the preactivations lead to."""
+    return gates.interpolate(cell.gate(at.z), h_tm1, cell.candidate(at.n))
+
+
+def linearise(cell: GRU, at: Preactivations, h_tm1: jax.Array, drop: jax.Array | None) -> Linearisation:
+    """The coefficients of J, from the states before and the preactivations; arguments as in `preactivations`."""
+    (r, slope_r), (z, slope_z) = _with_slope(cell.gate, at.r), _with_slope(cell.gate, at.z)
+    n, slope_n = _with_slope(cell.candidate, at.n)
     a_n = (1 - z) * slope_n
-    c_r = a_n * h_n * slope_r if cell.reset_after else h_in * slope_r
+    c_r = _dropped(h_tm1, drop) * slope_r if at.q is None else a_n * at.q * slope_r
     return Linearisation(z, r, c_r, (h_tm1 - n) * slope_z, a_n)
 
 
@@ -95,7 +113,7 @@ def source(
     Args:
       reset_after: where the reset gate acts.
       at: the coefficients.
-      h_tm1, kernel, drop: as in `linearise`.
+      h_tm1, kernel, drop: as in `preactivations`.
       d_projected, d_kernel, d_bias: tangents of x W + b, U and c_n; None for zero.
       lead: the number of time axes, 1 or 0.
     """
@@ -103,10 +121,10 @@ def source(
     if d_kernel is not None:
         h_in = _dropped(h_tm1, drop)
         if reset_after:
-            h_r, h_z, h_n = split(product(h_in, d_kernel, lead))
+            h_r, h_z, h_n = project(d_kernel, None, h_in, h_in.dtype, lead)
             d_n = d_n + at.r * h_n
         else:
-            h_r, h_z = split(product(h_in, _rz(d_kernel), lead), 2)
+            h_r, h_z = project(_rz(d_kernel), None, h_in, h_in.dtype, lead, 2)
             d_n = d_n + product(at.r * h_in, _n(d_kernel), lead)
         d_r, d_z = d_r + h_r, d_z + h_z
     if reset_after:
@@ -140,10 +158,9 @@ def apply_transposed(
     return at.z * y + _dropped(at.r * v + product(through, kernel_t[..., : 2 * features, :], lead), drop)
 
 
-def _with_slope(function: gates.Activation, *args: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An activation's value and its derivative with respect to its preactivation (the sum of args)."""
-    preactivation, *rest = args
-    return jax.jvp(lambda x: function(x, *rest), (preactivation,), (jnp.ones_like(preactivation),))
+def _with_slope(function: gates.Activation, preactivation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An activation's value and its derivative."""
+    return jax.jvp(function, (preactivation,), (jnp.ones_like(preactivation),))
 
 
 def _dropped(h: jax.Array, drop: jax.Array | None) -> jax.Array:

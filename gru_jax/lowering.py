@@ -16,8 +16,8 @@ import numpy as np
 from jax.interpreters import mlir
 
 from gru_jax import partitioning
-from gru_jax.linearisation import Linearisation
-from gru_jax.recurrence import WEIGHTS, Operands
+from gru_jax.linearisation import Linearisation, Preactivations
+from gru_jax.recurrence import KEPT, WEIGHTS, Operands
 from gru_jax.settings import config
 
 try:
@@ -29,11 +29,15 @@ try:
 except ImportError as error:
     missing = f"the native kernels are not installed ({error}); a C++ compiler at installation builds them"
 
-CACHED, PER_ROW = 1 << 18, 30_000
+WIDE, PER_ROW, FEW = 750_000, 30_000, 16
 """A gradient is left to XLA if W and U hold more numbers than the first, and more than the second for each row of the
-batch beyond ten: the kernels share out rows among threads, XLA the columns of each product (measured: README)."""
-WIDE, FEW = 750_000, 16
-"""And so are the states if there are more numbers than the first, and fewer rows than the second."""
+batch; the states, if there are more numbers than the first, and fewer rows than the third. The kernels share out rows
+among threads, XLA the columns of each product (measured: README)."""
+KEPT_FROM = 1 << 16
+"""Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README)."""
+HOISTED = 1 << 23
+"""XLA projects inputs within its loop if the projected ones would be more numbers than this, 32 MB: such an array has
+left the caches when the loop reads it, and has fresh pages at every call. A gradient would gain nothing."""
 
 _SIGMOIDS = (jax.nn.sigmoid, jax.lax.logistic)
 _TANHS = (jnp.tanh, jax.nn.tanh, jax.lax.tanh)
@@ -74,11 +78,26 @@ def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> s
 def _is_wide(primitive: str, named: dict[str, Any]) -> bool:
     """Whether the weights are so many, for so few rows, that the kernels are slower than XLA."""
     o = Operands(**{name: x for name, x in named.items() if name in Operands._fields})
-    lead, weights = o.lead(), math.prod(o.kernel.shape[-2:]) + math.prod(o.recurrent_kernel.shape[-2:])
+    lead, weights = o.lead(), o.weight_count()
     rows = math.prod(lead[o.groups :])
     if math.prod(lead[: o.groups]) > 1:
         return False  # there are as many products as groups to share out
-    return weights > WIDE and rows < FEW if primitive == "gru_states" else weights > max(CACHED, PER_ROW * (rows - 10))
+    return weights > WIDE and rows < FEW if primitive == "gru_states" else weights > max(WIDE, PER_ROW * rows)
+
+
+def keeps(o: Operands) -> bool:
+    """Whether a gradient is faster, on a CPU, if it keeps the preactivations, a few arrays like the states.
+
+    On a GPU it forms them again, all steps at once, for less than keeping them would cost its loop.
+    """
+    count = o.weight_count()  # no int in an export for any size
+    wanted = config.keep_preactivations and jax.default_backend() == "cpu"
+    return wanted and isinstance(count, int) and count > KEPT_FROM
+
+
+def hoists(o: Operands) -> bool:
+    """Whether XLA is faster on a CPU if it projects all inputs before its loop."""
+    return o.xs.shape[0] * math.prod(o.lead()) * 3 * o.h_0.shape[-1] <= HOISTED
 
 
 class Lowering(NamedTuple):
@@ -134,24 +153,23 @@ def _lowerings(jaxpr: Any) -> Iterator[Lowering]:
                 yield from _lowerings(getattr(inner, "jaxpr", inner))
 
 
-def rule(primitive: str, portable: Callable[..., Any]) -> Callable[..., Any]:
-    """The lowering rule of a primitive on a CPU, given its portable one."""
+def rule(primitive: str, portable: Callable[..., Any], loops: Callable[..., Any]) -> Callable[..., Any]:
+    """The lowering rule of a primitive on a CPU, given its portable one and the one with the loops that suit a CPU."""
 
     def lower(ctx: Any, *operands: Any, names: tuple[str, ...], **params: Any) -> Any:
+        if ctx.module_context.lowering_parameters.for_export:
+            return portable(ctx, *operands, names=names, **params)
         native = _CALLS.get(primitive)
-        if (
-            native is None
-            or ctx.module_context.lowering_parameters.for_export
-            or obstacle(primitive, dict(zip(names, ctx.avals_in, strict=True)), params)
-        ):
-            return portable(ctx, *operands, names=names, **params)
         devices = partitioning.devices(ctx.module_context.axis_context)
-        if devices is None:
-            return portable(ctx, *operands, names=names, **params)
+        named = dict(zip(names, ctx.avals_in, strict=True))
+        if native is None or devices is None or obstacle(primitive, named, params):
+            return loops(ctx, *operands, names=names, **params)
         call: Callable[..., Any] = functools.partial(native, names=names, **params)
+        several = primitive != "gru_linear"
         if devices > 1:
-            call = partitioning.partitioned(call, names, params.get("wrt"))
-        return mlir.lower_fun(call, multiple_results="wrt" in params)(ctx, *operands)
+            outputs = params.get("wrt") or ("hs",) * len(ctx.avals_out)
+            call = partitioning.partitioned(call, names, outputs, several)
+        return mlir.lower_fun(call, multiple_results=several)(ctx, *operands)
 
     return lower
 
@@ -219,12 +237,16 @@ def _named(args: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, Any]:
     return dict(zip(names, args, strict=True))
 
 
-def _states(*args: Any, names: tuple[str, ...], cell: Any, reverse: bool, method: str) -> jax.Array:
+def _states(
+    *args: Any, names: tuple[str, ...], cell: Any, reverse: bool, method: str, keep: bool, followed: bool
+) -> list[jax.Array]:
     o = Operands(**_named(args, names))
-    folded, features = _Folded(o.lead(), o.groups), o.h_0.shape[-1]
-    call = jax.ffi.ffi_call("gru_jax_states", _array(o.xs.shape[0], *folded.sizes, features))
-    hs = call(*folded.all(o), reset_after=cell.reset_after, reverse=reverse, threads=_threads())
-    return hs.reshape(o.xs.shape[0], *folded.lead, features)
+    folded, steps, features = _Folded(o.lead(), o.groups), o.xs.shape[0], o.h_0.shape[-1]
+    hs, none = _array(steps, *folded.sizes, features), _array(0)
+    kept = [hs if keep and (name != "q" or cell.reset_after) else none for name in Preactivations._fields]
+    call = jax.ffi.ffi_call("gru_jax_states", (hs, *kept))
+    outs = call(*folded.all(o), reset_after=cell.reset_after, reverse=reverse, threads=_threads())
+    return [x.reshape(steps, *folded.lead, features) for x in outs if x.size]
 
 
 def _pull(
@@ -232,6 +254,7 @@ def _pull(
 ) -> list[jax.Array]:
     named = _named(args, names)
     hs, ct = named.pop("hs"), named.pop("ct")
+    kept = [named.pop(KEPT + name, None) for name in Preactivations._fields]
     o = Operands(**named)
     folded = _Folded(hs.shape[1:-1], o.groups)
     (groups, rows), steps, weights = folded.sizes, hs.shape[0], not set(wrt).isdisjoint(WEIGHTS)
@@ -253,6 +276,7 @@ def _pull(
         *folded.all(o),
         folded.timed(hs),
         folded.timed(ct),
+        *(_none(jnp.float32) if x is None else folded.timed(x) for x in kept),
         reset_after=cell.reset_after,
         reverse=reverse,
         threads=_threads(),

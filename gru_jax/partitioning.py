@@ -30,15 +30,23 @@ def prepare(*primitives: Primitive) -> None:
         dispatch.prim_requires_devices_during_lowering.update(primitives)
 
 
-def partitioned(call: Callable[..., Any], names: tuple[str, ...], wrt: tuple[str, ...] | None) -> Callable[..., Any]:
-    """`call` on each device's share of the groups and the batch; cotangents of weights are summed over devices."""
-    outputs = wrt or ("ys",)
+def partitioned(
+    call: Callable[..., Any], names: tuple[str, ...], outputs: tuple[str, ...], several: bool
+) -> Callable[..., Any]:
+    """`call` on each device's share of the groups and the batch; cotangents of weights are summed over devices.
+
+    Args:
+      call: takes arrays and returns a list of them if `several`, otherwise one.
+      names: of what it takes.
+      outputs: of what it returns; in a gradient, the names of what it is with respect to.
+      several: see `call`.
+    """
 
     def specs(shapes: Any, which: tuple[str, ...], spec: list[Any], groups: int) -> list[PartitionSpec]:
         return [_spec(name, x.shape, spec, groups) for name, x in zip(which, shapes, strict=True)]
 
     def partition(mesh: Any, args: Any, result: Any) -> Any:
-        results = result if wrt else (result,)
+        results = result if several else (result,)
         groups = args[names.index("recurrent_kernel")].ndim - 2
         spec = _shared_spec((*zip(names, args, strict=True), *zip(outputs, results, strict=True)), groups)
         summed = tuple(
@@ -49,15 +57,14 @@ def partitioned(call: Callable[..., Any], names: tuple[str, ...], wrt: tuple[str
             # A device's share is not sharded any more, whatever mesh surrounds the computation.
             with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
                 outs = call(*args)
-                if wrt and summed:
-                    return [
-                        jax.lax.psum(x, summed) if name in WEIGHTS else x for name, x in zip(wrt, outs, strict=True)
-                    ]
-                return outs
+                if not several or not summed:
+                    return outs
+                named = zip(outputs, outs, strict=True)
+                return [jax.lax.psum(x, summed) if name in WEIGHTS else x for name, x in named]
 
         placed = [NamedSharding(mesh, s) for s in specs(results, outputs, spec, groups)]
         taken = tuple(NamedSharding(mesh, s) for s in specs(args, names, spec, groups))
-        return mesh, local, placed if wrt else placed[0], taken
+        return mesh, local, placed if several else placed[0], taken
 
     on_devices = custom_partitioning(lambda *args: call(*args))
     on_devices.def_partition(partition, sharding_rule=functools.partial(_sharding_rule, names, outputs))

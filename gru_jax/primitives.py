@@ -3,6 +3,9 @@
 Of `states` and `linear` every rule is written out. `push` and `pull` are each other's transpose; where what they are
 linearised at moves too, they are differentiated through their definition in `gru_jax.recurrence`, which is made of
 `linear` and of operations that are parallel over time.
+
+Preactivations that `states` hands to them, "kept_r" and so on, are no more than a saving: a function of their other
+operands, through which they are differentiated, as if the preactivations were formed again.
 """
 
 import functools
@@ -18,16 +21,17 @@ from jax.sharding import PartitionSpec
 
 from gru_jax import lowering, partitioning, recurrence
 from gru_jax.cells import GRU
-from gru_jax.linearisation import Linearisation, apply, apply_transposed
-from gru_jax.recurrence import TIMELESS, WEIGHTS, Operands, full_shape, shifted
+from gru_jax.linearisation import Linearisation, Preactivations, apply, apply_transposed
+from gru_jax.recurrence import KEPT, TIMELESS, WEIGHTS, Operands, full_shape, shifted
 
 STATES = "gru_jax.states"
 
 save_states = jax.checkpoint_policies.save_only_these_names(STATES)
-"""Policy for `jax.checkpoint` around a model: of its GRU layers keep the inputs and the states, nothing else.
+"""Policy for `jax.checkpoint` around a model: of its GRU layers keep what their gradients need, nothing else.
 
-That is all that the gradient of a layer needs: its recurrence is not run again. (A layer by itself keeps nothing more
-without the policy either.)
+That is the inputs and the states, and on a CPU, if W and U hold more than 65,536 numbers, the preactivations, three or
+four more arrays like the states: the recurrence is not run again. (A layer by itself keeps nothing more without the
+policy either.)
 
 >>> import gru_jax
 >>> params = gru_jax.CUDNN.init(jax.random.key(0), 2, 3)
@@ -43,7 +47,7 @@ def states(operands: Operands, *, cell: GRU, reverse: bool, method: str) -> jax.
     empty = 0 in (*operands.xs.shape, *operands.h_0.shape)
     if method == "native" and not empty and (why := lowering.obstacle("gru_states", named, params)):
         raise ValueError(f'method="native" is not to be had here: {why}')
-    return _bind(_states_p, named, **params)
+    return _bind(_states_p, named, keep=False, followed=False, **params)[0]
 
 
 def _linear(
@@ -64,6 +68,11 @@ def _linear(
 
 def _operands(named: dict[str, Any], prefix: str = "") -> Operands:
     return Operands(*(named.get(prefix + name) for name in Operands._fields))
+
+
+def _kept(named: dict[str, Any]) -> Preactivations | None:
+    kept = {name: named.get(KEPT + name) for name in Preactivations._fields}
+    return None if kept["r"] is None else Preactivations(**kept)  # type: ignore[arg-type]
 
 
 def _bind(primitive: Primitive, named: dict[str, Any], **params: Any) -> Any:
@@ -88,8 +97,17 @@ def _named(args: Sequence[Any], names: tuple[str, ...]) -> dict[str, Any]:
     return dict(zip(names, args, strict=True))
 
 
-def _define_states(*args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str) -> jax.Array:
-    return recurrence.states(_operands(_named(args, names)), cell, reverse)
+def _define_states(
+    *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, keep: bool, followed: bool
+) -> list[jax.Array]:
+    return jax.tree.leaves(recurrence.states(_operands(_named(args, names)), cell, reverse, keep))
+
+
+def _define_states_on_cpu(
+    *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, keep: bool, followed: bool
+) -> list[jax.Array]:
+    o = _operands(_named(args, names))
+    return jax.tree.leaves(recurrence.states(o, cell, reverse, keep, hoist=followed or lowering.hoists(o)))
 
 
 def _define_linear(*args: Any, names: tuple[str, ...], method: str, **params: Any) -> jax.Array:
@@ -100,7 +118,7 @@ def _define_linear(*args: Any, names: tuple[str, ...], method: str, **params: An
 def _define_push(*args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str) -> jax.Array:
     o = _named(args, names)
     solve = functools.partial(_linear, method=method)
-    return recurrence.push(_operands(o), o["hs"], _operands(o, "d_"), cell, reverse, solve)
+    return recurrence.push(_operands(o), o["hs"], _operands(o, "d_"), cell, reverse, solve, _kept(o))
 
 
 def _define_pull(
@@ -108,7 +126,7 @@ def _define_pull(
 ) -> tuple[jax.Array, ...]:
     o = _named(args, names)
     solve = functools.partial(_linear, method=method)
-    return recurrence.pull(_operands(o), o["hs"], o["ct"], wrt, cell, reverse, solve)
+    return recurrence.pull(_operands(o), o["hs"], o["ct"], wrt, cell, reverse, solve, _kept(o))
 
 
 def _unpack(o: dict[str, Any]) -> tuple[Linearisation, Any, Any, Any]:
@@ -124,17 +142,29 @@ def _unpack(o: dict[str, Any]) -> tuple[Linearisation, Any, Any, Any]:
 
 
 def _moving(named: dict[str, Any]) -> dict[str, Any]:
-    return {name: tangent for name, tangent in named.items() if type(tangent) is not ad.Zero}
+    return {
+        name: tangent for name, tangent in named.items() if type(tangent) is not ad.Zero and not name.startswith(KEPT)
+    }
 
 
-def _states_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
+def _states_jvp(
+    args: Any, tangents: Any, *, names: tuple[str, ...], keep: bool, followed: bool, **params: Any
+) -> tuple[Any, Any]:
+    """`followed` tells that a derivative is taken, `keep` that the preactivations are handed to it."""
     named, d = _named(args, names), _moving(_named(tangents, names))
-    hs = checkpoint_name(_states_p.bind(*args, names=names, **params), STATES)
-    return hs, _bind(_push_p, {**named, "hs": hs, **{"d_" + name: tangent for name, tangent in d.items()}}, **params)
+    wanted = keep or lowering.keeps(_operands(named))
+    outs = _states_p.bind(*args, names=names, keep=wanted, followed=True, **params)
+    hs, *kept = (checkpoint_name(x, STATES) for x in outs)
+    at = {**named, "hs": hs, **{KEPT + name: x for name, x in zip(Preactivations._fields, kept, strict=False)}}
+    d_hs = _bind(_push_p, {**at, **{"d_" + name: tangent for name, tangent in d.items()}}, **params)
+    if not keep:
+        return [hs], [d_hs]
+    return [hs, *kept], [d_hs, *(ad.Zero(jax.typeof(x).to_tangent_aval()) for x in kept)]
 
 
 def _jvp_at(define: Callable[..., Any], named: dict[str, Any], moving: dict[str, Any], **params: Any) -> Any:
     """The tangent of a definition, as far as it comes from the operands in `moving`."""
+    named = {name: value for name, value in named.items() if not name.startswith(KEPT)}
 
     def moved(values):
         replaced = {**named, **values}
@@ -260,6 +290,11 @@ def _lead(avals: dict[str, Any]) -> tuple[list[int], list[Any]]:
     return sizes, spec
 
 
+def _states_avals(*avals: Any, cell: GRU, keep: bool, **params: Any) -> list[Any]:
+    """hs and, if they are kept, the preactivations; a cell that resets before the product has one less."""
+    return [_states_aval(*avals, **params)] * (1 + keep * (4 if cell.reset_after else 3))
+
+
 def _states_aval(*avals: Any, names: tuple[str, ...], **params: Any) -> Any:
     """hs, shaped like the widest of its operands, with their sharding."""
     named = _named(avals, names)
@@ -311,14 +346,21 @@ def _batch(primitive: Primitive, args: Any, dims: Any, *, names: tuple[str, ...]
             value = jnp.expand_dims(value, axis) if axes[name] is None else jnp.moveaxis(value, axes[name], axis)
         batched[name] = value
     out = primitive.bind(*batched.values(), names=names, **params)
-    return out, [new_axis(name) for name in wrt] if wrt else place + 1
+    if primitive.multiple_results:
+        return out, [new_axis(name) for name in wrt] or [place + 1] * len(out)
+    return out, place + 1
 
 
 # --- Registration -----------------------------------------------------------------------------------------------------
 
 
 def _primitive(
-    name: str, define: Callable[..., Any], avals: Callable[..., Any], static: tuple[str, ...], several: bool = False
+    name: str,
+    define: Callable[..., Any],
+    avals: Callable[..., Any],
+    static: tuple[str, ...],
+    several: bool = False,
+    on_cpu: Callable[..., Any] | None = None,
 ) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = several
@@ -327,12 +369,20 @@ def _primitive(
     batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
     portable = mlir.lower_fun(define, multiple_results=several)
     mlir.register_lowering(primitive, portable)
-    mlir.register_lowering(primitive, lowering.rule(name, portable), platform="cpu")
+    loops = mlir.lower_fun(on_cpu or define, multiple_results=several)
+    mlir.register_lowering(primitive, lowering.rule(name, portable, loops), platform="cpu")
     return primitive
 
 
 _COMMON = ("cell", "reverse", "method")
-_states_p = _primitive("gru_states", _define_states, _states_aval, _COMMON)
+_states_p = _primitive(
+    "gru_states",
+    _define_states,
+    _states_avals,
+    (*_COMMON, "keep", "followed"),
+    several=True,
+    on_cpu=_define_states_on_cpu,
+)
 _push_p = _primitive("gru_push", _define_push, _states_aval, _COMMON)
 _pull_p = _primitive("gru_pull", _define_pull, _pull_avals, ("wrt", *_COMMON), several=True)
 _linear_p = _primitive("gru_linear", _define_linear, _states_aval, ("method", "reset_after", "reverse", "transposed"))

@@ -10,28 +10,43 @@ of every order. Two more stand for what is made of them:
 3. `push`: the tangent of the states from those of everything they depend on: gates, source and `linear`.
 4. `pull`: its transpose, from the cotangent of the states to those of inputs, initial state and weights.
 
-A gradient is `states` and then `pull`, and keeps nothing between them but the inputs and the states. `custom_vjp`
-would have lost forward mode, and `linear_call` cannot be batched.
+A gradient is `states` and then `pull`, and keeps nothing between them but the inputs and the states; where forming the
+gates again would cost more than memory does, the preactivations too (`gru_jax.lowering.keeps`). `custom_vjp` would have
+lost forward mode, and `linear_call` cannot be batched.
 
 Operands and shapes: T time, *group axes of weights that were batched by `vmap` (usually none), *batch; any group or
 batch axis may have size 1 where another operand is wider, so that a Jacobian over many tangents holds the coefficients
 once.
 
     xs                                (T, *group, *batch, D)
-    hs, ct, source, coefficients      (T, *group, *batch, H)
+    hs, ct, source, coefficients,
+    preactivations                    (T, *group, *batch, H)
     h_0, drop                         (*group, *batch, H)
     mask, resets                      (T, *group, *batch, 1), bool
     kernel W, bias b                  (*group, D, 3H), (*group, 3H)
     recurrent kernel U, bias c_n      (*group, H, 3H), (*group, H)
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gru_jax.cells import GRU, Projected, project, split
-from gru_jax.linearisation import Linearisation, apply, apply_transposed, linearise, source
+from gru_jax.linearisation import (
+    Linearisation,
+    Preactivations,
+    activated,
+    apply,
+    apply_transposed,
+    linearise,
+    preactivations,
+    source,
+)
+
+KEPT = "kept_"
+"""Among the operands of `push` and `pull` the preactivations are named so, and by their own name."""
 
 
 class Operands(NamedTuple):
@@ -65,10 +80,14 @@ class Operands(NamedTuple):
         """W, U, b, c_n."""
         return self.kernel, self.recurrent_kernel, self.bias, self.recurrent_bias
 
-    def projected(self) -> Projected:
-        """x W + b of each gate, three arrays (T, *group, *batch, H)."""
+    def weight_count(self) -> int:
+        """The numbers in W and U, of one group."""
+        return math.prod(self.kernel.shape[-2:]) + math.prod(self.recurrent_kernel.shape[-2:])
+
+    def projected(self, lead: int = 1) -> Projected:
+        """x W + b of each gate, three arrays (T, *group, *batch, H); with lead=0, where xs is x_t, without the T."""
         bias = None if self.bias is None else self.over_batch(self.bias)
-        return project(self.kernel, bias, self.xs, self.h_0.dtype, lead=1)
+        return project(self.kernel, bias, self.xs, self.h_0.dtype, lead)
 
     def over_batch(self, bias: jax.Array) -> jax.Array:
         """A bias (*group, K) with batch axes of size 1."""
@@ -81,28 +100,37 @@ class Operands(NamedTuple):
         return self.over_batch(self.recurrent_bias)
 
 
-def states(o: Operands, cell: GRU, reverse: bool) -> jax.Array:
-    """All states of a GRU, h_t = step(h_tm1, x_t): (T, *group, *batch, H).
+def states(
+    o: Operands, cell: GRU, reverse: bool, keep: bool = False, hoist: bool = True
+) -> tuple[jax.Array, Preactivations | None]:
+    """All states of a GRU, h_t = step(h_tm1, x_t).
 
     Args:
       o: the operands. Where `mask` is False the state is held; where `resets` is True h_0 takes the place of h_tm1.
         `drop` multiplies the state where it enters a product with U, and is a constant for differentiation.
       cell: the equations.
       reverse: run time backwards; h_0 then precedes the last step.
+      keep: whether the preactivations are wanted.
+      hoist: project all inputs before the loop, not each within it.
+
+    Returns:
+      The states, (T, *group, *batch, H), and the preactivations or None.
     """
-    projected, bias = o.projected(), o.candidate_bias()
-    h_0 = jnp.broadcast_to(o.h_0, jnp.broadcast_shapes(projected[0].shape[1:], (*o.lead(), o.h_0.shape[-1])))
+    h_0 = jnp.broadcast_to(o.h_0, (*o.lead(), o.h_0.shape[-1]))
+    bias = o.candidate_bias()
 
     def step(h_tm1, inputs):
-        projected, keep, reset = inputs
+        x, mask, reset = inputs
         if reset is not None:
             h_tm1 = jnp.where(reset, h_0, h_tm1)
-        h_t = cell.advance(projected, h_tm1, o.recurrent_kernel, bias, o.drop)
-        if keep is not None:
-            h_t = jnp.where(keep, h_t, h_tm1)
-        return h_t, h_t
+        projected = x if hoist else o._replace(xs=x).projected(lead=0)
+        at = preactivations(cell, projected, h_tm1, o.recurrent_kernel, bias, o.drop, lead=0)
+        h_t = activated(cell, at, h_tm1)
+        if mask is not None:
+            h_t = jnp.where(mask, h_t, h_tm1)
+        return h_t, (h_t, at if keep else None)
 
-    return jax.lax.scan(step, h_0, (projected, o.mask, o.resets), reverse=reverse)[1]
+    return jax.lax.scan(step, h_0, (o.projected() if hoist else o.xs, o.mask, o.resets), reverse=reverse)[1]
 
 
 def linear(
@@ -146,7 +174,9 @@ def linear(
     )[1]
 
 
-def push(o: Operands, hs: jax.Array, d: Operands, cell: GRU, reverse: bool, solve: Any) -> jax.Array:
+def push(
+    o: Operands, hs: jax.Array, d: Operands, cell: GRU, reverse: bool, solve: Any, kept: Preactivations | None = None
+) -> jax.Array:
     """The tangent of the states.
 
     Args:
@@ -155,12 +185,15 @@ def push(o: Operands, hs: jax.Array, d: Operands, cell: GRU, reverse: bool, solv
       d: tangents of the operands, None for zero. (They are annotated as operands for their names.)
       cell, reverse: as in `states`.
       solve: `linear`, or its primitive.
+      kept: the preactivations, if they were kept; otherwise they are formed again.
     """
-    after, bias = cell.reset_after, o.candidate_bias()
+    after = cell.reset_after
     h_tm1 = shifted(hs, jnp.broadcast_to(o.h_0, hs.shape[1:]), reverse)
     if o.resets is not None:
         h_tm1 = jnp.where(o.resets, o.h_0, h_tm1)
-    at = linearise(cell, o.projected(), h_tm1, o.recurrent_kernel, bias, o.drop)
+    if kept is None:
+        kept = preactivations(cell, o.projected(), h_tm1, o.recurrent_kernel, o.candidate_bias(), o.drop)
+    at = linearise(cell, kept, h_tm1, o.drop)
     if o.mask is not None:
         at = at.held(o.mask)
     d_bias = None if d.recurrent_bias is None else o.over_batch(d.recurrent_bias)
@@ -173,14 +206,21 @@ def push(o: Operands, hs: jax.Array, d: Operands, cell: GRU, reverse: bool, solv
 
 
 def pull(
-    o: Operands, hs: jax.Array, ct: jax.Array, wrt: tuple[str, ...], cell: GRU, reverse: bool, solve: Any
+    o: Operands,
+    hs: jax.Array,
+    ct: jax.Array,
+    wrt: tuple[str, ...],
+    cell: GRU,
+    reverse: bool,
+    solve: Any,
+    kept: Preactivations | None = None,
 ) -> tuple[jax.Array, ...]:
     """The cotangents of the operands named in `wrt`, with the full group and batch axes, from that of the states."""
     lead, groups = jnp.broadcast_shapes(o.lead(), hs.shape[1:-1], ct.shape[1:-1]), o.groups
 
     def pushed(*tangents):
         d = Operands(*[None] * len(Operands._fields))._replace(**dict(zip(wrt, tangents, strict=True)))
-        return jnp.broadcast_to(push(o, hs, d, cell, reverse, solve), (hs.shape[0], *lead, hs.shape[-1]))
+        return jnp.broadcast_to(push(o, hs, d, cell, reverse, solve, kept), (hs.shape[0], *lead, hs.shape[-1]))
 
     primals = [getattr(o, name) for name in wrt]
     shapes = [full_shape(name, primal, lead, groups) for name, primal in zip(wrt, primals, strict=True)]

@@ -55,17 +55,19 @@ OPERATORS = {
 }
 
 
-# Every option with one derivative of first and one of second order, every other derivative with none and all options.
-TABLE = [
-    (options, operator)
-    for operator in OPERATORS
-    for options in (OPTIONS if operator in ("value_and_grad", "forward_over_reverse") else ("plain", "all"))
-]
+# Every option with one derivative of first and one of second order, every derivative with none and all options;
+# and whether the preactivations are kept or formed again.
+TABLE = sorted(
+    {("value_and_grad", options, kept) for options in OPTIONS for kept in ("again", "kept")}
+    | {("forward_over_reverse", options, "again") for options in OPTIONS}
+    | {(operator, *row) for operator in OPERATORS for row in (("plain", "again"), ("all", "kept"))}
+)
 
 
-@pytest.mark.parametrize(("options", "operator"), TABLE)
+@pytest.mark.parametrize(("operator", "options", "kept"), TABLE)
 @pytest.mark.parametrize("cell", RESETS)
-def test_derivative_is_that_of_the_scan(cell, options, operator):
+def test_derivative_is_that_of_the_scan(cell, operator, options, kept, keep):
+    keep(kept == "kept")
     p = problem(CELLS[cell], OPTIONS[options])
 
     def derivative(method):
@@ -186,9 +188,10 @@ def test_vmap_of_second_order(cell, axes):
     chex.assert_trees_all_close(batched("fused"), batched("scan"), atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize(("axes", "kept"), [*((axes, False) for axes in AXES), ("weights", True), ("inputs", True)])
 @pytest.mark.parametrize("cell", RESETS)
-def test_derivative_of_vmap(cell, axes):
+def test_derivative_of_vmap(cell, axes, kept, keep):
+    keep(kept)
     args = [stacked(arg, axis) for arg, axis in zip(flagged_problem(cell), AXES[axes], strict=True)]
 
     def derivative(method):

@@ -59,7 +59,7 @@ def test_lowerings_name_the_instruction_set():
 @native
 @pytest.mark.parametrize(
     ("batch", "features", "states", "pull"),
-    [(1, 256, True, True), (1, 512, False, False), (32, 512, True, False), (64, 512, True, True)],
+    [(1, 256, True, True), (1, 512, False, False), (16, 512, True, False), (64, 512, True, True)],
 )
 def test_few_rows_of_wide_states_are_left_to_xla(batch, features, states, pull):
     def used(method, *groups):
@@ -79,13 +79,17 @@ def test_few_rows_of_wide_states_are_left_to_xla(batch, features, states, pull):
 @native
 @each_cell
 @pytest.mark.parametrize("left", ["gru_states", "gru_pull"])
-def test_one_of_them_left_to_xla(cell, left, monkeypatch):
-    """The states of a kernel are right for the gradient of XLA, and the other way round."""
+@pytest.mark.parametrize("kept", [False, True])
+def test_one_of_them_left_to_xla(cell, left, kept, keep, monkeypatch):
+    """The states of a kernel, and what it keeps, are right for the gradient of XLA, and the other way round."""
+    keep(kept)
     if left == "gru_states":
         monkeypatch.setattr(lowering, "WIDE", 0)
+        monkeypatch.setattr(lowering, "PER_ROW", float("inf"))
     else:
-        monkeypatch.setattr(lowering, "CACHED", 0)
+        monkeypatch.setattr(lowering, "WIDE", 0)
         monkeypatch.setattr(lowering, "PER_ROW", 0)
+        monkeypatch.setattr(lowering, "FEW", 0)
     p = problem(cell, OPTIONS["all"])
 
     def value_and_gradient(method):
@@ -121,6 +125,7 @@ def test_without_the_kernels(monkeypatch):
     ("variable", "value", "message"),
     [
         ("GRU_JAX_NATIVE", "no", "GRU_JAX_NATIVE must be 0 or 1, got 'no'"),
+        ("GRU_JAX_KEEP_PREACTIVATIONS", "", "GRU_JAX_KEEP_PREACTIVATIONS must be 0 or 1, got ''"),
         ("GRU_JAX_NATIVE_THREADS", "-1", "GRU_JAX_NATIVE_THREADS must be an integer, 0 or more, got '-1'"),
     ],
 )
@@ -133,12 +138,20 @@ def test_bad_environment_is_refused(variable, value, message, monkeypatch):
 def test_environment(monkeypatch):
     monkeypatch.setenv("GRU_JAX_NATIVE", "0")
     monkeypatch.setenv("GRU_JAX_NATIVE_THREADS", "3")
-    assert gru_jax.settings.from_environment() == gru_jax.settings.Config(native=False, native_threads=3)
+    expected = gru_jax.settings.Config(native=False, native_threads=3, keep_preactivations=True)
+    assert gru_jax.settings.from_environment() == expected
+    monkeypatch.setenv("GRU_JAX_KEEP_PREACTIVATIONS", "0")
+    assert not gru_jax.settings.from_environment().keep_preactivations
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "error"),
-    [("native", 1, TypeError), ("native_threads", -1, ValueError), ("threads", 2, AttributeError)],
+    [
+        ("native", 1, TypeError),
+        ("keep_preactivations", 0, TypeError),
+        ("native_threads", -1, ValueError),
+        ("threads", 2, AttributeError),
+    ],
 )
 def test_bad_settings_are_refused(setting, value, error):
     with pytest.raises(error, match=setting):

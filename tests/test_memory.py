@@ -4,6 +4,7 @@ import jax
 import pytest
 
 import gru_jax
+from gru_jax import lowering
 from tests.cases import CELLS, FEATURES, IN_FEATURES
 
 # Not in any weight's shape, so that what has this many rows is kept for every step.
@@ -42,7 +43,27 @@ def test_gradient_keeps_inputs_and_states_alone(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_policy_does_not_run_the_states_twice(cell):
+def test_gradient_keeps_the_preactivations_of_many_weights(cell, monkeypatch):
+    loss, args = loss_and_args(CELLS[cell])
+    monkeypatch.setattr(lowering, "KEPT_FROM", 3 * FEATURES * (IN_FEATURES + FEATURES) - 1)
+    kept = [IN_FEATURES, *[FEATURES] * (5 if CELLS[cell].reset_after else 4)]
+    assert kept_per_step(loss, args) == kept
+    assert kept_per_step(jax.checkpoint(loss, policy=gru_jax.save_states), args) == kept
+    monkeypatch.setattr(lowering, "KEPT_FROM", 3 * FEATURES * (IN_FEATURES + FEATURES))
+    assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
+    monkeypatch.setattr(lowering, "KEPT_FROM", 0)
+    with monkeypatch.context() as context:
+        context.setattr(gru_jax.config, "keep_preactivations", False)
+        assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
+    assert kept_per_step(loss, args) == kept
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_policy_does_not_run_the_states_twice(cell, kept, keep):
+    keep(kept)
     loss, args = loss_and_args(CELLS[cell])
     assert recurrences(jax.checkpoint(loss), args) == (2, 1), "a plain checkpoint recomputes the states"
     kept = jax.checkpoint(loss, policy=gru_jax.save_states)

@@ -75,7 +75,9 @@ def random_problem(seed):
 
 @native
 @pytest.mark.parametrize("seed", range(24))
-def test_random_sizes_and_options(seed):
+def test_random_sizes_and_options(seed, keep):
+    """Preactivations are kept for the gradient by every other one."""
+    keep(seed % 2)
     cell, args, options, reverse, ct = random_problem(seed)
 
     def function(method):
@@ -140,9 +142,18 @@ def test_an_unknown_instruction_set_is_refused():
 
 
 @native
-@pytest.mark.parametrize(("operator", "options"), [("value_and_grad", "plain"), *((name, "all") for name in OPERATORS)])
+@pytest.mark.parametrize(
+    ("operator", "options", "kept"),
+    [
+        ("value_and_grad", "plain", False),
+        *((name, "all", False) for name in OPERATORS),
+        ("value_and_grad", "all", True),
+        ("reverse_over_reverse", "all", True),
+    ],
+)
 @each_cell
-def test_every_derivative(cell, operator, options):
+def test_every_derivative(cell, operator, options, kept, keep):
+    keep(kept)
     p = problem(cell, OPTIONS[options])
     static = {name: value for name, value in p.options.items() if name == "reverse"}
     arrays = {name: value for name, value in p.options.items() if name not in static}
@@ -172,9 +183,10 @@ def test_whole_matrices(cell, operator):
 
 
 @native
-@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize(("axes", "kept"), [*((axes, False) for axes in AXES), ("everything", True)])
 @each_cell
-def test_vmap(cell, axes):
+def test_vmap(cell, axes, kept, keep):
+    keep(kept)
     p = problem(cell, ("mask", "resets"))
     args = *p[:3], p.options["mask"], p.options["resets"]
     args = [stacked(arg, axis) for arg, axis in zip(args, AXES[axes], strict=True)]

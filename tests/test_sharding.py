@@ -44,8 +44,9 @@ def check_gradient(compiled, cell, args, dtype):
 
 @CELLS
 @DTYPES
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_gradient_of_shard_map(cell, dtype, check_vma):
+@pytest.mark.parametrize(("check_vma", "kept"), [(True, True), (False, False)])
+def test_gradient_of_shard_map(cell, dtype, check_vma, kept, keep):
+    keep(kept)
     args = arguments(cell, dtype)
 
     @jax.shard_map(mesh=mesh(AxisType.Auto), in_specs=SPECS, out_specs=P(), check_vma=check_vma)
@@ -69,8 +70,11 @@ def test_gradient_inside_shard_map_sums_over_devices(cell, dtype):
 
 @CELLS
 @DTYPES
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_a_sharded_batch_is_not_gathered(cell, dtype, axis_type):
+@pytest.mark.parametrize(
+    ("axis_type", "kept"), [(AxisType.Auto, False), (AxisType.Auto, True), (AxisType.Explicit, True)]
+)
+def test_a_sharded_batch_is_not_gathered(cell, dtype, axis_type, kept, keep):
+    keep(kept)
     args, devices = arguments(cell, dtype), mesh(axis_type)
     with jax.set_mesh(devices):
         sharded = [jax.device_put(arg, NamedSharding(devices, spec)) for arg, spec in zip(args, SPECS, strict=True)]

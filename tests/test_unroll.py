@@ -8,7 +8,7 @@ import pytest
 from absl.testing import parameterized
 
 import gru_jax
-from gru_jax import gates
+from gru_jax import gates, lowering
 from tests import oracle
 from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, native_is_installed, problem
 
@@ -63,6 +63,30 @@ def test_methods_agree_with_the_numpy_loop(cell, options, dtype):
         assert got[1].dtype == dtype
         for actual, desired in zip(got, (h_last, hs), strict=True):
             np.testing.assert_allclose(np.asarray(actual, np.float64), desired, atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("options", ["plain", "all"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_inputs_are_projected_within_the_loop_if_they_are_many(cell, options, monkeypatch):
+    """On a CPU, where no gradient is taken; and of an ensemble of weights, too."""
+    monkeypatch.setattr(lowering, "HOISTED", 0)
+    cell = CELLS[cell]
+    p = problem(cell, OPTIONS[options])
+
+    def fused(*args):
+        return gru_jax.unroll(cell, *args, method="fused", **p.options)[1]
+
+    def products_before_the_loop(function):
+        before, _ = jax.jit(function).lower(*p[:3]).as_text().split("stablehlo.while", 1)
+        return before.count("dot_general")
+
+    assert products_before_the_loop(fused) == 0
+    assert products_before_the_loop(jax.value_and_grad(lambda *args: fused(*args).sum())) == 3
+    desired = expected(cell, p, p.options)[1]
+    np.testing.assert_allclose(jax.jit(fused)(*p[:3]), desired, atol=1e-12, rtol=0)
+    weights = jax.tree.map(lambda x: jnp.stack([2 * x, x]), p.params)
+    ensemble = jax.jit(jax.vmap(fused, (0, None, None)))(weights, *p[1:3])
+    np.testing.assert_allclose(ensemble[1], desired, atol=1e-12, rtol=0)
 
 
 class CompiledOrNot(chex.TestCase, parameterized.TestCase):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, gates
-from gru_jax.cells.affine import Projected, product, project, split
+from gru_jax.cells.affine import product, project, split
 from gru_jax.cells.base import Packed, Params
 
 
@@ -91,46 +91,20 @@ class GRU(Packed[Params]):
         if mask is not None:
             checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", h_tm1.shape)
             mask = mask.astype(state_dtype)
-        projected = project(params.kernel, params.bias, x_t, state_dtype)
-        c_n = None if params.recurrent_bias is None else params.recurrent_bias.astype(state_dtype)
-        return self.advance(projected, h_tm1.astype(state_dtype), params.recurrent_kernel, c_n, mask)
-
-    def advance(
-        self,
-        projected: Projected,
-        h_tm1: jax.Array,
-        recurrent_kernel: jax.Array,
-        recurrent_bias: jax.Array | None,
-        recurrent_dropout_mask: jax.Array | None,
-    ) -> jax.Array:
-        """One step from a projected input; the body of both `step` and the fused recurrence.
-
-        Args:
-          projected: x_t W + b of each gate, three arrays (*group, *batch, H).
-          h_tm1: (*group, *batch, H).
-          recurrent_kernel: U, (*group, H, 3H); see `product` for the group axes.
-          recurrent_bias: c_n, broadcastable to h_tm1, or None.
-          recurrent_dropout_mask: broadcastable to h_tm1, or None.
-
-        Returns:
-          h_t, like h_tm1.
-        """
-        x_r, x_z, x_n = projected
-        features = h_tm1.shape[-1]
-        h_in = h_tm1 if recurrent_dropout_mask is None else h_tm1 * recurrent_dropout_mask
+        h_tm1 = h_tm1.astype(state_dtype)
+        h_in = h_tm1 if mask is None else h_tm1 * mask
+        kernel, width = params.recurrent_kernel, 2 * params.features
+        x_r, x_z, x_n = project(params.kernel, params.bias, x_t, state_dtype)
         if self.reset_after:
-            h_r, h_z, h_n = split(product(h_in, recurrent_kernel))
-            r = gates.reset_gate(x_r, h_r, self.gate)
-            z = gates.update_gate(x_z, h_z, self.gate)
-            h_n = h_n if recurrent_bias is None else h_n + recurrent_bias
+            h_r, h_z, h_n = split(product(h_in, kernel))
+        else:
+            h_r, h_z = split(product(h_in, kernel[:, :width]), 2)
+        r, z = gates.reset_gate(x_r, h_r, self.gate), gates.update_gate(x_z, h_z, self.gate)
+        if self.reset_after:
+            h_n = h_n if params.recurrent_bias is None else h_n + params.recurrent_bias.astype(state_dtype)
             n = gates.candidate_reset_after(x_n, h_n, r, self.candidate)
         else:
-            h_r, h_z = split(product(h_in, recurrent_kernel[..., : 2 * features]), 2)
-            r = gates.reset_gate(x_r, h_r, self.gate)
-            z = gates.update_gate(x_z, h_z, self.gate)
-            n = gates.candidate_reset_before(
-                x_n, product(r * h_in, recurrent_kernel[..., 2 * features :]), self.candidate
-            )
+            n = gates.candidate_reset_before(x_n, product(r * h_in, kernel[:, width:]), self.candidate)
         return gates.interpolate(z, h_tm1, n)
 
 

@@ -3,9 +3,12 @@
 // Operands, float32 where not said otherwise; T steps, G groups of weights, B rows (sequences) of each:
 //   xs (T, G or 1, B, D), h_0 (G, B, H), kernel (G, D, 3H), bias (G, 3H), recurrent kernel (G, H, 3H), recurrent bias (G, H),
 //   drop (G, B, H), mask and resets (T, G, B) bool. Biases, drop, mask and resets are optional: empty where not given.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <string>
@@ -26,6 +29,19 @@ using Result = ffi::ResultBuffer<ffi::F32>;
 constexpr int64_t kMostRows = 64;     // of a part; at most kChunk of walk.h
 constexpr double kWorthwhile = 2e6;  // floating-point operations below which another thread is not woken
 
+// Asks for large pages under memory that a call is about to write, most often for the first time: a small page of a fresh array
+// costs as much as the arithmetic that fills it. NumPy does the same with its arrays. Where it is refused nothing is lost.
+void prefer_large_pages(const void* memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 4096, kWorthwhilePages = 1024;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+  if (bytes >= kWorthwhilePages * kPage) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+void prefer_large_pages(Result& result) { prefer_large_pages(result->untyped_data(), result->size_bytes()); }
+
 struct Free {
   void operator()(float* memory) const { std::free(memory); }
 };
@@ -33,7 +49,9 @@ using Memory = std::unique_ptr<float, Free>;
 
 Memory allocate(int64_t floats) {
   const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-  return Memory(static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
+  Memory memory(static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
+  prefer_large_pages(memory.get(), bytes);
+  return memory;
 }
 
 // The rows of all groups, cut into parts.
@@ -206,20 +224,34 @@ ffi::Error check(const Operands& o, Axes& axes) {
   return ffi::Error::Success();
 }
 
+// Whether arrays of one value for each state are as large as the states, or optional ones empty.
+ffi::Error check_like_states(const Axes& axes, std::initializer_list<size_t> counts, std::initializer_list<size_t> optional) {
+  const size_t states = axes.steps * axes.groups * axes.rows * axes.H;
+  const bool fit = std::all_of(counts.begin(), counts.end(), [&](size_t n) { return n == states; }) &&
+                   std::all_of(optional.begin(), optional.end(), [&](size_t n) { return n == states || n == 0; });
+  return fit ? ffi::Error::Success() : ffi::Error::InvalidArgument("gru_jax: arrays like the states do not fit them");
+}
+
 ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F32 recurrent, F32 recurrent_bias, F32 drop,
-                  Bool mask, Bool resets, Result hs, bool reset_after, bool reverse, int64_t threads) {
+                  Bool mask, Bool resets, Result hs, Result kept_r, Result kept_z, Result kept_n, Result kept_q,
+                  bool reset_after, bool reverse, int64_t threads) {
   Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_after, reverse};
   if (ffi::Error error = check(o, o.axes); error.failure()) return error;
   const Axes& axes = o.axes;
+  ffi::Error error = check_like_states(axes, {hs->element_count()}, {kept_r->element_count(), kept_z->element_count(),
+                                       kept_n->element_count(), kept_q->element_count()});
+  if (error.failure()) return error;
   const Call call(pool, threads, axes.flops());
   const PackedGroups packed = pack(call, axes, o.weights(), reset_after, false);
   if (!packed.memory) return out_of_memory();
   const Parts parts(axes.groups, axes.rows, rows_for(axes.groups, axes.rows, call.threads));
   const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), axes.D, axes.H, reset_after, reverse};
+  for (Result* result : {&hs, &kept_r, &kept_z, &kept_n, &kept_q}) prefer_large_pages(*result);
   if (axes.rows == 0) return ffi::Error::Success();
   return each_pass<States>(call, parts, call.kernels.states, largest, [&](int64_t i) -> States {
-    const int64_t row = parts.group(i) * axes.rows + parts.first(i);
-    return {o.part(parts, i, packed), {hs->typed_data() + row * axes.H, axes.groups * axes.rows * axes.H}};
+    const int64_t first = (parts.group(i) * axes.rows + parts.first(i)) * axes.H, step = axes.groups * axes.rows * axes.H;
+    const auto series = [&](Result& to) -> MutableSeries { return {given(*to) ? to->typed_data() + first : nullptr, step}; };
+    return {o.part(parts, i, packed), series(hs), {series(kept_r), series(kept_z), series(kept_n), series(kept_q)}};
   });
 }
 
@@ -240,11 +272,15 @@ void reduce(const Call& call, const Axes& axes, const Parts& parts, const float*
 }
 
 ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F32 recurrent, F32 recurrent_bias, F32 drop,
-                    Bool mask, Bool resets, F32 hs, F32 ct, Result d_xs, Result d_h_0, Result d_kernel, Result d_bias,
-                    Result d_recurrent, Result d_recurrent_bias, bool reset_after, bool reverse, int64_t threads) {
+                    Bool mask, Bool resets, F32 hs, F32 ct, F32 kept_r, F32 kept_z, F32 kept_n, F32 kept_q, Result d_xs,
+                    Result d_h_0, Result d_kernel, Result d_bias, Result d_recurrent, Result d_recurrent_bias,
+                    bool reset_after, bool reverse, int64_t threads) {
   Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_after, reverse};
   if (ffi::Error error = check(o, o.axes); error.failure()) return error;
   const Axes& axes = o.axes;
+  ffi::Error error = check_like_states(axes, {hs.element_count(), ct.element_count()}, {kept_r.element_count(),
+                                       kept_z.element_count(), kept_n.element_count(), kept_q.element_count()});
+  if (error.failure()) return error;
   const int64_t D = axes.D, H = axes.H, all_rows = axes.groups * axes.rows;
   const bool weights_wanted = d_kernel->element_count() > 0;
   const Call call(pool, threads, 3 * axes.flops());
@@ -253,13 +289,16 @@ ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias,
   const int64_t size = call.kernels.gradient_size(D, H);
   const Memory partial = allocate(weights_wanted ? parts.count() * size + 3 * H : 0);
   if (!packed.memory || !partial) return out_of_memory();
+  prefer_large_pages(d_xs);
   const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), D, H, reset_after, reverse};
-  ffi::Error error = each_pass<Gradient>(call, parts, call.kernels.gradient, largest, [&](int64_t i) -> Gradient {
+  error = each_pass<Gradient>(call, parts, call.kernels.gradient, largest, [&](int64_t i) -> Gradient {
     const int64_t row = parts.group(i) * axes.rows + parts.first(i);
     float* d_x = d_xs->element_count() ? d_xs->typed_data() + row * D : nullptr;
+    const auto series = [&](const F32& of) -> Series { return {given(of) ? of.typed_data() + row * H : nullptr, all_rows * H}; };
     return {o.part(parts, i, packed),
-            {hs.typed_data() + row * H, all_rows * H},
-            {ct.typed_data() + row * H, all_rows * H},
+            series(hs),
+            series(ct),
+            {series(kept_r), series(kept_z), series(kept_n), series(kept_q)},
             {d_x, all_rows * D},
             d_h_0->typed_data() + row * H,
             weights_wanted ? partial.get() + i * size : nullptr};
@@ -322,6 +361,10 @@ XLA_FFI_DEFINE_HANDLER(states_handler, states,
                                   .Arg<Bool>()  // mask
                                   .Arg<Bool>()  // resets
                                   .Ret<F32>()   // hs
+                                  .Ret<F32>()   // kept: preactivations of r,
+                                  .Ret<F32>()   // z,
+                                  .Ret<F32>()   // n,
+                                  .Ret<F32>()   // and q; empty where not
                                   .Attr<bool>("reset_after")
                                   .Attr<bool>("reverse")
                                   .Attr<int64_t>("threads"));
@@ -340,6 +383,10 @@ XLA_FFI_DEFINE_HANDLER(gradient_handler, gradient,
                                   .Arg<Bool>()  // resets
                                   .Arg<F32>()   // hs
                                   .Arg<F32>()   // ct
+                                  .Arg<F32>()   // kept: preactivations of r,
+                                  .Arg<F32>()   // z,
+                                  .Arg<F32>()   // n,
+                                  .Arg<F32>()   // and q; empty where not
                                   .Ret<F32>()   // d_xs
                                   .Ret<F32>()   // d_h_0
                                   .Ret<F32>()   // d_kernel

@@ -3,9 +3,9 @@
 //
 // It walks back over chunks of steps that fit in the second-level cache. In each it forms the gates again, in parallel over
 // time, from the inputs and the states; runs the transposed linearisation back; then multiplies its results with what entered
-// the gates. So nothing is kept from the forward pass but the states, and nothing goes through memory but inputs and outputs.
-// Keeping the preactivations, too, was tried: it saves a quarter of the products for five times the memory, and was clearly
-// faster with 256 units or more alone; with few, pages fresh from the system cost more than the products.
+// the gates. So nothing need be kept from the forward pass but the states, and nothing goes through memory but inputs and
+// outputs. Where the preactivations were kept, too, the gates come from them: that saves a quarter of the products for five
+// times the memory, and is faster if the states are wide; if not, pages fresh from the system cost more than the products.
 
 // A chunk: for each of its rows, over steps and sequences, what entered the products, x | h_in | (reset before) r ⊙ h_in, and
 // the slots of pull.h.
@@ -34,6 +34,16 @@ INLINE Update update_gate(V a_z) {
   return {e * rest, rest};
 }
 
+// A reset gate and its derivative.
+struct Reset {
+  V r, slope;
+};
+
+INLINE Reset reset_gate(V a_r) {
+  V e = exponential(-a_r), r = 1.0f / (1.0f + e);
+  return {r, e * r * r};
+}
+
 INLINE V tanh_of(V a) {
   Ratio n = tanh_ratio(a);
   return n.numerator / n.denominator;
@@ -47,6 +57,33 @@ struct Linearise {
 
   INLINE_MEMBER const float* column_of(const float* packed, int64_t block, int64_t K) const {
     return packed + block * block_size(K);
+  }
+
+  INLINE_MEMBER V h_tm1(int64_t m, int64_t column) const { return load(rows->h_tm1[m] + column, H - column); }
+
+  // The slots of a cell that resets after the product.
+  INLINE_MEMBER void after(int64_t m, int64_t block, Reset reset, V a_z, V a_n, V q) const {
+    Update u = update_gate(a_z);
+    V n = tanh_of(a_n), slope = u.rest * (1.0f - n * n);
+    keep_slots(m, block, reset.r, slope * q * reset.slope, (h_tm1(m, block * kLanes) - n) * (u.z * u.rest), slope, u.z);
+  }
+
+  // Those of one that resets before it: what the gates say, and r ⊙ h_in; then what the candidate adds.
+  INLINE_MEMBER void before(int64_t m, int64_t block, V a_r, V a_z) const {
+    int64_t column = block * kLanes;
+    Reset reset = reset_gate(a_r);
+    Update u = update_gate(a_z);
+    V h_in = load(rows->states[m] + column, H - column);
+    store((float*)rows->resets[m] + column, reset.r * h_in, H - column);
+    keep_slots(m, block, reset.r, h_in * reset.slope, u.z * u.rest, u.rest, u.z);
+  }
+
+  INLINE_MEMBER void complete(int64_t m, int64_t block, V a_n) const {
+    int64_t column = block * kLanes;
+    float* slot = chunk->slots + m * chunk->slots_stride + column;
+    V n = tanh_of(a_n);
+    store(slot + kCZ * width, load(slot + kCZ * width) * (h_tm1(m, column) - n));
+    store(slot + kAN * width, load(slot + kAN * width) * (1.0f - n * n));
   }
 
   INLINE_MEMBER void keep_slots(int64_t m, int64_t block, V r, V c_r, V c_z, V a_n, V z) const {
@@ -86,12 +123,9 @@ struct LineariseAfter : Linearise {
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        int64_t column = (block + p) * kLanes;
-        V q = acc[i][p][2], e = exponential(-acc[i][p][0]), r = 1.0f / (1.0f + e);
-        Update u = update_gate(acc[i][p][1]);
-        V n = tanh_of(x_n[i][p] + r * q), h = load(rows->h_tm1[m + i] + column, H - column);
-        V a_n = u.rest * (1.0f - n * n);
-        keep_slots(m + i, block + p, r, a_n * q * (e * r * r), (h - n) * (u.z * u.rest), a_n, u.z);
+        Reset reset = reset_gate(acc[i][p][0]);
+        V q = acc[i][p][2];
+        after(m + i, block + p, reset, acc[i][p][1], x_n[i][p] + reset.r * q, q);
       }
     }
   }
@@ -115,14 +149,7 @@ struct LineariseBeforeGates : Linearise {
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t column = (block + p) * kLanes;
-        V e = exponential(-acc[i][p][0]), r = 1.0f / (1.0f + e);
-        V h_in = load(rows->states[m + i] + column, H - column);
-        store((float*)rows->resets[m + i] + column, r * h_in, H - column);
-        Update u = update_gate(acc[i][p][1]);
-        keep_slots(m + i, block + p, r, h_in * (e * r * r), u.z * u.rest, u.rest, u.z);
-      }
+      for (int p = 0; p < P; ++p) before(m + i, block + p, acc[i][p][0], acc[i][p][1]);
     }
   }
 };
@@ -142,16 +169,29 @@ struct LineariseBeforeCandidate : Linearise {
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t column = (block + p) * kLanes;
-        float* slot = chunk->slots + (m + i) * chunk->slots_stride + column;
-        V n = tanh_of(acc[i][p][0]), h = load(rows->h_tm1[m + i] + column, H - column);
-        store(slot + kCZ * width, load(slot + kCZ * width) * (h - n));
-        store(slot + kAN * width, load(slot + kAN * width) * (1.0f - n * n));
-      }
+      for (int p = 0; p < P; ++p) complete(m + i, block + p, acc[i][p][0]);
     }
   }
 };
+
+// The slots from the preactivations that the forward pass has kept.
+static void linearise_kept(const Gradient& job, const Linearise& to) {
+  const Sizes& sizes = job.in.sizes;
+  for (int64_t m = 0; m < to.rows->count; ++m) {
+    const int64_t t = time_of(sizes, to.chunk->first + m / sizes.rows), row = m % sizes.rows;
+    for (int64_t block = 0; block < to.width / kLanes; ++block) {
+      const auto kept = [&](Kept which) INLINE_LAMBDA {
+        return load(row_of(job.kept[which], t, row, to.H) + block * kLanes, to.H - block * kLanes);
+      };
+      if (sizes.reset_after) {
+        to.after(m, block, reset_gate(kept(kKeptR)), kept(kKeptZ), kept(kKeptN), kept(kKeptQ));
+      } else {
+        to.before(m, block, kept(kKeptR), kept(kKeptZ));
+        to.complete(m, block, kept(kKeptN));
+      }
+    }
+  }
+}
 
 static int64_t entered_stride(const Sizes& sizes) {
   return spread(sizes.in_features + (sizes.reset_after ? 1 : 2) * sizes.features);
@@ -182,11 +222,14 @@ static void gather(const Gradient& job, const Chunk& chunk, Rows& rows) {
   rows.count = m;
 }
 
-static void linearise(const Recurrence& in, const Chunk& chunk, const Rows& rows) {
+static void linearise(const Gradient& pass, const Chunk& chunk, const Rows& rows) {
+  const Recurrence& in = pass.in;
   const Packed& w = in.weights;
   const Linearise job = {&chunk, &rows, w.kernel, w.recurrent, w.bias, w.recurrent_bias, chunk.D, chunk.H, chunk.width};
   const int64_t blocks = chunk.width / kLanes;
-  if (in.sizes.reset_after) {
+  if (pass.kept[kKeptR].data) {
+    linearise_kept(pass, job);
+  } else if (in.sizes.reset_after) {
     cover<3>(LineariseAfter{job}, rows.count, blocks);
   } else {
     cover<2>(LineariseBeforeGates{job}, rows.count, blocks);
@@ -259,7 +302,7 @@ static void linearise_chunk(const Gradient& job, int64_t i, float* memory) {
   const Chunk chunk = chunk_at(job.in.sizes, i, memory);
   Rows rows;
   gather(job, chunk, rows);
-  linearise(job.in, chunk, rows);
+  linearise(job, chunk, rows);
 }
 
 // The carry of rows that a step started from h_0 goes there, and ends.

@@ -55,15 +55,19 @@ struct Recurrence {
   Packed weights;
 };
 
+// The preactivations of r, z and n, and q = h U_n + c, which the reset gate multiplies; q is null in reset before, and all
+// are where they are not kept.
+enum Kept { kKeptR = 0, kKeptZ = 1, kKeptN = 2, kKeptQ = 3, kKept = 4 };
+
 struct States {
   Recurrence in;
-  MutableSeries hs;
+  MutableSeries hs, kept[kKept];
 };
 
 // Sums over a part's steps and rows, in rows of 3 padded H: D rows of dW, H rows of dU, one of db, one of dc.
 struct Gradient {
   Recurrence in;
-  Series hs, ct;
+  Series hs, ct, kept[kKept];
   MutableSeries d_xs;  // null where it is not asked for
   float* d_h_0;
   float* d_weights;    // null where none is asked for

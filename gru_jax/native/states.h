@@ -19,10 +19,17 @@ struct Step {
   float* reset;               // (rows, padded H): r ⊙ h_in, for reset before
   const float* const* reset_rows;
   float* h_t;                 // (rows, H)
+  const MutableSeries* kept;  // or null
+  int64_t t;                  // the step of `kept`
   int64_t H, padded_H, gate;  // gate: the distance of two gates in U
 
   INLINE_MEMBER const float* x(int64_t row, int64_t block, int g) const {
     return projected + (row * 3 + g) * padded_H + block * kLanes;
+  }
+
+  INLINE_MEMBER void keep_preactivation(Kept which, int64_t row, int64_t block, V a) const {
+    int64_t column = block * kLanes;
+    store(kept[which].data + t * kept[which].step + row * H + column, a, H - column);
   }
 
   INLINE_MEMBER void finish(int64_t row, int64_t block, V a_z, V a_n) const {
@@ -33,6 +40,7 @@ struct Step {
   }
 };
 
+template <bool kKeep>
 struct ResetAfter : Step {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
@@ -52,6 +60,12 @@ struct ResetAfter : Step {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
         V a_n = load(x(row + r, block + p, 2)) + acc[r][p][2] / plus_exponential(-acc[r][p][0]);
+        if constexpr (kKeep) {
+          keep_preactivation(kKeptR, row + r, block + p, acc[r][p][0]);
+          keep_preactivation(kKeptZ, row + r, block + p, acc[r][p][1]);
+          keep_preactivation(kKeptN, row + r, block + p, a_n);
+          keep_preactivation(kKeptQ, row + r, block + p, acc[r][p][2]);
+        }
         finish(row + r, block + p, acc[r][p][1], a_n);
       }
     }
@@ -59,6 +73,7 @@ struct ResetAfter : Step {
 };
 
 // Reset before, first half: the gates. Leaves r ⊙ h_in in `reset` and the preactivation of z in `projected`.
+template <bool kKeep>
 struct ResetBeforeGates : Step {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
@@ -80,12 +95,17 @@ struct ResetBeforeGates : Step {
         V h = load(h_in[row + r] + column, H - column);
         store(reset + (row + r) * padded_H + column, h / plus_exponential(-acc[r][p][0]));
         store((float*)x(row + r, block + p, 1), acc[r][p][1]);
+        if constexpr (kKeep) {
+          keep_preactivation(kKeptR, row + r, block + p, acc[r][p][0]);
+          keep_preactivation(kKeptZ, row + r, block + p, acc[r][p][1]);
+        }
       }
     }
   }
 };
 
 // Second half: the candidate and the new state.
+template <bool kKeep>
 struct ResetBeforeCandidate : Step {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
@@ -99,10 +119,24 @@ struct ResetBeforeCandidate : Step {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) finish(row + r, block + p, load(x(row + r, block + p, 1)), acc[r][p][0]);
+      for (int p = 0; p < P; ++p) {
+        finish(row + r, block + p, load(x(row + r, block + p, 1)), acc[r][p][0]);
+        if constexpr (kKeep) keep_preactivation(kKeptN, row + r, block + p, acc[r][p][0]);
+      }
     }
   }
 };
+
+// A step. What is not kept costs nothing: even a branch for it slows a single row down by a few per cent.
+template <bool kKeep>
+static void take(const Step& step, bool reset_after, int64_t rows, int64_t blocks, const Order& order, bool back) {
+  if (reset_after) {
+    cover<3>(ResetAfter<kKeep>{step}, rows, blocks, order, back);
+  } else {
+    cover<2>(ResetBeforeGates<kKeep>{step}, rows, blocks, order, back);
+    cover<1>(ResetBeforeCandidate<kKeep>{step}, rows, blocks);
+  }
+}
 
 static int64_t projected_size(const Sizes& sizes) { return kChunk * 3 * padded(sizes.features); }
 
@@ -155,14 +189,15 @@ static void walk_states(const States& job, int64_t i, float* projected, float* c
                        reset,
                        reset_rows,
                        job.hs.data + t * job.hs.step,
+                       job.kept[kKeptR].data ? job.kept : nullptr,
+                       t,
                        H,
                        width,
                        packed_matrix(H, H)};
-    if (sizes.reset_after) {
-      cover<3>(ResetAfter{step}, rows, blocks, order, s % 2);
+    if (step.kept) {
+      take<true>(step, sizes.reset_after, rows, blocks, order, s % 2);
     } else {
-      cover<2>(ResetBeforeGates{step}, rows, blocks, order, s % 2);
-      cover<1>(ResetBeforeCandidate{step}, rows, blocks);
+      take<false>(step, sizes.reset_after, rows, blocks, order, s % 2);
     }
   }
 }
