@@ -1,4 +1,7 @@
-"""Float64 and eight virtual CPU devices for the tests; doctests outside of tests/ run as a user would run them."""
+"""Float64 and eight virtual CPU devices for the tests; doctests outside of tests/ run as a user would run them.
+
+Most of a test's time is the compiler's: it makes its full effort for the recurrences, less for what is built of them.
+"""
 
 import jax
 import pytest
@@ -8,6 +11,12 @@ from gru_jax import lowering
 # Both must be set before JAX makes an array, and test modules make some when they are imported.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
+
+
+OPTIMIZED = {
+    f"tests.test_{name}"
+    for name in ("cells", "derivatives", "export", "lowering", "memory", "native", "sharding", "unroll")
+}
 
 
 def pytest_collection_finish():
@@ -21,7 +30,10 @@ def keep(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def float64():
+def compilation(request):
+    hasty = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", hasty or request.module.__name__ not in OPTIMIZED)
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_disable_most_optimizations", hasty)
