@@ -1,4 +1,4 @@
-"""The recurrences as JAX primitives: their rules for differentiation, transposition, batching and lowering.
+"""The recurrences as JAX primitives: their definitions, and their rules for differentiation and transposition.
 
 Of `states` and `linear` every rule is written out. `push` and `pull` are each other's transpose; where what they are
 linearised at moves too, they are differentiated through their definition in `gru_jax.recurrence`, which is made of
@@ -17,12 +17,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import PartitionSpec
 
-from gru_jax import lowering, partitioning, recurrence
+from gru_jax import lowering, partitioning, recurrence, shapes
 from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, Preactivations, apply, apply_transposed
-from gru_jax.recurrence import KEPT, TIMELESS, WEIGHTS, Operands, full_shape, shifted
+from gru_jax.recurrence import KEPT, Operands, shifted
 
 STATES = "gru_jax.states"
 
@@ -265,92 +264,6 @@ def _linear_transpose(ct: Any, *args: Any, names: tuple[str, ...], transposed: b
     return [ct if name == "source" else None for name in names]
 
 
-# --- Shapes and batching ----------------------------------------------------------------------------------------------
-
-
-def _groups(named: dict[str, Any]) -> int:
-    return named["recurrent_kernel"].ndim - 2
-
-
-def _base(name: str) -> str:
-    return name.removeprefix("d_")
-
-
-def _lead(avals: dict[str, Any]) -> tuple[list[int], list[Any]]:
-    """The sizes of the group and batch axes, and how each is sharded."""
-    ndim = next(aval.ndim - 1 - (name not in TIMELESS) for name, aval in avals.items() if name in ("h_0", "source"))
-    sizes, spec = [1] * ndim, [None] * ndim
-    for name, aval in avals.items():
-        skip = int(_base(name) not in TIMELESS and _base(name) not in WEIGHTS)
-        axes = range(_groups(avals)) if _base(name) in WEIGHTS else range(ndim)
-        for axis in axes:
-            if aval.shape[axis + skip] != 1:
-                sizes[axis] = aval.shape[axis + skip]
-                spec[axis] = spec[axis] or aval.sharding.spec[axis + skip]
-    return sizes, spec
-
-
-def _states_avals(*avals: Any, cell: GRU, keep: bool, **params: Any) -> list[Any]:
-    """hs and, if they are kept, the preactivations; a cell that resets before the product has one less."""
-    return [_states_aval(*avals, **params)] * (1 + keep * (4 if cell.reset_after else 3))
-
-
-def _states_aval(*avals: Any, names: tuple[str, ...], **params: Any) -> Any:
-    """hs, shaped like the widest of its operands, with their sharding."""
-    named = _named(avals, names)
-    sizes, spec = _lead(named)
-    timed = named["source"] if "source" in named else named["xs"]
-    state = named.get("h_0", timed)
-    sharding = timed.sharding.update(spec=PartitionSpec(timed.sharding.spec[0], *spec, None))
-    shape = (timed.shape[0], *sizes, state.shape[-1])
-    return timed.update(shape=shape, dtype=state.dtype, weak_type=False, sharding=sharding)
-
-
-def _pull_avals(*avals: Any, names: tuple[str, ...], wrt: tuple[str, ...], **params: Any) -> list[Any]:
-    named = _named(avals, names)
-    sizes, spec = _lead(named)
-    groups, outs = _groups(named), []
-    for name in wrt:
-        aval = named[name]
-        own = tuple(aval.sharding.spec)
-        if name in WEIGHTS:
-            full = (*spec[:groups], *own[groups:])
-        else:
-            full = (*own[: name not in TIMELESS], *spec, own[-1])
-        shape = full_shape(name, aval, tuple(sizes), groups)
-        sharding = aval.sharding.update(spec=PartitionSpec(*full))
-        outs.append(aval.update(shape=shape, weak_type=False, sharding=sharding))
-    return outs
-
-
-def _batch(primitive: Primitive, args: Any, dims: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
-    """Batched weights open a new group axis in front; any other operand a new batch axis behind the groups.
-
-    Gradients of weights open a group axis too: they are not summed over what is batched.
-    """
-    named, axes = _named(args, names), _named(dims, names)
-    wrt = params.get("wrt", ())
-    mapped = {_base(name) for name, axis in axes.items() if axis is not None}
-    grouped = any(name in WEIGHTS for name in (*mapped, *wrt))
-    place = 0 if grouped else _groups(named)
-
-    def new_axis(name: str) -> int | None:
-        if name in WEIGHTS:
-            return 0 if grouped else None
-        return place + (name not in TIMELESS)
-
-    batched = {}
-    for name, value in named.items():
-        axis = new_axis(_base(name))
-        if axis is not None:
-            value = jnp.expand_dims(value, axis) if axes[name] is None else jnp.moveaxis(value, axes[name], axis)
-        batched[name] = value
-    out = primitive.bind(*batched.values(), names=names, **params)
-    if primitive.multiple_results:
-        return out, [new_axis(name) for name in wrt] or [place + 1] * len(out)
-    return out, place + 1
-
-
 # --- Registration -----------------------------------------------------------------------------------------------------
 
 
@@ -366,7 +279,7 @@ def _primitive(
     primitive.multiple_results = several
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=("names", *static)))
     primitive.def_abstract_eval(avals)
-    batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
+    batching.primitive_batchers[primitive] = functools.partial(shapes.batch, primitive)
     portable = mlir.lower_fun(define, multiple_results=several)
     mlir.register_lowering(primitive, portable)
     loops = mlir.lower_fun(on_cpu or define, multiple_results=several)
@@ -378,14 +291,16 @@ _COMMON = ("cell", "reverse", "method")
 _states_p = _primitive(
     "gru_states",
     _define_states,
-    _states_avals,
+    shapes.states_avals,
     (*_COMMON, "keep", "followed"),
     several=True,
     on_cpu=_define_states_on_cpu,
 )
-_push_p = _primitive("gru_push", _define_push, _states_aval, _COMMON)
-_pull_p = _primitive("gru_pull", _define_pull, _pull_avals, ("wrt", *_COMMON), several=True)
-_linear_p = _primitive("gru_linear", _define_linear, _states_aval, ("method", "reset_after", "reverse", "transposed"))
+_push_p = _primitive("gru_push", _define_push, shapes.like_states, _COMMON)
+_pull_p = _primitive("gru_pull", _define_pull, shapes.pull_avals, ("wrt", *_COMMON), several=True)
+_linear_p = _primitive(
+    "gru_linear", _define_linear, shapes.like_states, ("method", "reset_after", "reverse", "transposed")
+)
 _PRIMITIVES = (_states_p, _push_p, _pull_p, _linear_p)
 ad.primitive_jvps[_states_p] = _states_jvp
 ad.primitive_jvps[_push_p] = _push_jvp

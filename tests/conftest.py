@@ -14,8 +14,7 @@ jax.config.update("jax_enable_x64", True)
 
 
 OPTIMIZED = {
-    f"tests.test_{name}"
-    for name in ("cells", "derivatives", "export", "lowering", "memory", "native", "sharding", "unroll")
+    f"test_{name}" for name in ("cells", "derivatives", "export", "lowering", "memory", "native", "sharding", "unroll")
 }
 
 
@@ -30,10 +29,15 @@ def keep(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compilation(request):
-    hasty = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", hasty or request.module.__name__ not in OPTIMIZED)
+def float64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def effort(request):
+    hasty = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", hasty or request.path.stem not in OPTIMIZED)
+    yield
     jax.config.update("jax_disable_most_optimizations", hasty)

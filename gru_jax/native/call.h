@@ -1,0 +1,172 @@
+// What a call of a handler is made of: parts of the rows, threads that take them, memory, packed weights. Included once, by ffi.cc.
+#ifndef GRU_JAX_NATIVE_CALL_H_
+#define GRU_JAX_NATIVE_CALL_H_
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <functional>
+#include <limits>
+#include <memory>
+
+#include "isa.h"
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace gru_jax {
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr int64_t kMostRows = 64;    // of a part; at most kChunk of walk.h
+constexpr double kWorthwhile = 2e6;  // floating-point operations below which another thread is not woken
+
+// Asks for large pages under memory that a call is about to write, most often for the first time: if every small page of a fresh
+// array had to be fetched from the system, that would take a noticeable share of the time of what fills it. NumPy does the same
+// with its arrays. Where it is refused nothing is lost.
+void prefer_large_pages(const void* memory, size_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = 4096, kWorthwhilePages = 1024;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+  if (bytes >= kWorthwhilePages * kPage) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+struct Free {
+  void operator()(float* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<float, Free>;
+
+Memory allocate(int64_t floats) {
+  const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
+  Memory memory(static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
+  prefer_large_pages(memory.get(), bytes);
+  return memory;
+}
+
+// The rows of all groups, cut into parts.
+struct Parts {
+  int64_t groups, rows, each;
+
+  Parts(int64_t groups, int64_t rows, int64_t most) : groups(groups), rows(rows), each(std::max<int64_t>(most, 1)) {}
+  int64_t per_group() const { return (rows + each - 1) / each; }
+  int64_t count() const { return groups * per_group(); }
+  int64_t group(int64_t part) const { return part / per_group(); }
+  int64_t first(int64_t part) const { return part % per_group() * each; }
+  int64_t size(int64_t part) const { return std::min(each, rows - first(part)); }
+};
+
+// Rows of a part where any division gives the same results, in whole tiles of eight: the most of those that leave least to the
+// busiest thread.
+int64_t rows_for(int64_t groups, int64_t rows, int64_t threads) {
+  int64_t best = 8, least = std::numeric_limits<int64_t>::max();
+  for (int64_t each = std::clamp<int64_t>((rows + 7) / 8 * 8, 8, kMostRows); each >= 8; each -= 8) {
+    const int64_t parts = Parts(groups, rows, each).count(), busiest = (parts + threads - 1) / threads * each;
+    if (busiest < least) {
+      least = busiest;
+      best = each;
+    }
+  }
+  return best;
+}
+
+// Rows of a part where each part sums its own gradient of the weights. It must not depend on the number of threads.
+int64_t rows_for_gradient(int64_t rows, int64_t D, int64_t H) {
+  const bool large = 3 * H * (D + H) > 1 << 18;  // weights that leave the second-level cache are read once for many rows
+  const int64_t each = std::max<int64_t>(large ? 32 : 8, (rows + 15) / 16);
+  return std::min<int64_t>((each + 7) / 8 * 8, kMostRows);
+}
+
+// The axes of a call, read off its operands.
+struct Axes {
+  int64_t steps, groups, rows, D, H;
+
+  double flops() const { return 6.0 * steps * groups * rows * H * (D + H); }
+};
+
+struct Call {
+  const Kernels& kernels;
+  Schedule schedule;
+  int64_t threads;
+
+  Call(ffi::ThreadPool& pool, int64_t most, double flops)
+      : kernels(gru_jax::kernels()),
+        schedule([&pool](std::function<void()> task) { pool.Schedule(std::move(task)); }),
+        threads(flops < kWorthwhile ? 1 : std::max<int64_t>(1, pool.num_threads())) {
+    if (most > 0) threads = std::min(threads, most);
+  }
+
+  void each(int64_t tasks, const std::function<void(int64_t)>& task) const { run(tasks, threads, schedule, task); }
+};
+
+// Weights of all groups, packed.
+struct PackedGroups {
+  Memory memory;
+  std::unique_ptr<Packed[]> groups;
+};
+
+struct WeightOperands {
+  const float *kernel, *bias, *recurrent, *recurrent_bias;  // null where not given
+};
+
+PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from, bool reset_after, bool transposed) {
+  const int64_t D = axes.D, H = axes.H;
+  Weights weights = {D, H, nullptr, nullptr, nullptr, nullptr, reset_after, transposed};
+  const int64_t size = (call.kernels.packed_size(weights) + 15) / 16 * 16;
+  PackedGroups packed = {allocate(size * axes.groups), std::make_unique<Packed[]>(axes.groups)};
+  if (!packed.memory) return packed;
+  call.each(axes.groups, [&](int64_t g) {
+    Weights group = weights;
+    group.kernel = from.kernel ? from.kernel + g * D * 3 * H : nullptr;
+    group.bias = from.bias ? from.bias + g * 3 * H : nullptr;
+    group.recurrent = from.recurrent + g * H * 3 * H;
+    group.recurrent_bias = from.recurrent_bias ? from.recurrent_bias + g * H : nullptr;
+    packed.groups[g] = call.kernels.pack(group, packed.memory.get() + g * size);
+  });
+  return packed;
+}
+
+ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "gru_jax: out of memory"); }
+
+// Runs a kernel on every part, with memory of its own.
+ffi::Error each_part(const Call& call, const Parts& parts, int64_t size, const std::function<void(int64_t, float*)>& kernel) {
+  std::atomic<bool> failed{false};
+  call.each(parts.count(), [&](int64_t part) {
+    Memory memory = allocate(size);
+    if (memory) {
+      kernel(part, memory.get());
+    } else {
+      failed = true;
+    }
+  });
+  return failed ? out_of_memory() : ffi::Error::Success();
+}
+
+// Runs a pass over every part. Threads for which there is no part help with the parts that there are.
+template <class Job>
+ffi::Error each_pass(const Call& call, const Parts& parts, const Pass<Job>& pass, const Sizes& largest,
+                     const std::function<Job(int64_t)>& job_of) {
+  const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
+  const int64_t chunk = aligned(pass.chunk_size(largest)), idle = call.threads - parts.count();
+  const int64_t slots = idle > 0 ? kInFlight : 1;
+  const int64_t size = slots * chunk + aligned(pass.carry_size(largest));
+  return each_part(call, parts, size, [&](int64_t part, float* memory) {
+    const Job job = job_of(part);
+    const auto slot = [&](int64_t i) { return memory + i % slots * chunk; };
+    const Stages stages = {call.kernels.chunks(job.in.sizes),
+                           [&](int64_t i) { pass.ahead(job, i, slot(i)); },
+                           [&](int64_t i) { pass.walk(job, i, slot(i), memory + slots * chunk); },
+                           [&](int64_t i) { pass.behind(job, i, slot(i)); }};
+    run_stages(stages, part < idle, call.schedule);
+  });
+}
+
+}  // namespace
+}  // namespace gru_jax
+
+#endif

@@ -1,0 +1,98 @@
+"""Of what shape the results of the primitives are, and what `vmap` makes of them.
+
+The operands have names, and their axes are those of `gru_jax.recurrence`: weights have group axes, the others group and
+batch axes, behind time where they have that. What holds for an operand holds for its tangent, "d_" and its name.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.sharding import PartitionSpec
+
+from gru_jax.cells import GRU
+from gru_jax.recurrence import TIMELESS, WEIGHTS, full_shape
+
+
+def _groups(named: dict[str, Any]) -> int:
+    return named["recurrent_kernel"].ndim - 2
+
+
+def _base(name: str) -> str:
+    return name.removeprefix("d_")
+
+
+def _lead(avals: dict[str, Any]) -> tuple[list[int], list[Any]]:
+    """The sizes of the group and batch axes, and how each is sharded."""
+    ndim = next(aval.ndim - 1 - (name not in TIMELESS) for name, aval in avals.items() if name in ("h_0", "source"))
+    sizes, spec = [1] * ndim, [None] * ndim
+    for name, aval in avals.items():
+        skip = int(_base(name) not in TIMELESS and _base(name) not in WEIGHTS)
+        axes = range(_groups(avals)) if _base(name) in WEIGHTS else range(ndim)
+        for axis in axes:
+            if aval.shape[axis + skip] != 1:
+                sizes[axis] = aval.shape[axis + skip]
+                spec[axis] = spec[axis] or aval.sharding.spec[axis + skip]
+    return sizes, spec
+
+
+def states_avals(*avals: Any, cell: GRU, keep: bool, **params: Any) -> list[Any]:
+    """hs and, if they are kept, the preactivations; a cell that resets before the product has one less."""
+    return [like_states(*avals, **params)] * (1 + keep * (4 if cell.reset_after else 3))
+
+
+def like_states(*avals: Any, names: tuple[str, ...], **params: Any) -> Any:
+    """hs, shaped like the widest of its operands, with their sharding."""
+    named = dict(zip(names, avals, strict=True))
+    sizes, spec = _lead(named)
+    timed = named["source"] if "source" in named else named["xs"]
+    state = named.get("h_0", timed)
+    sharding = timed.sharding.update(spec=PartitionSpec(timed.sharding.spec[0], *spec, None))
+    shape = (timed.shape[0], *sizes, state.shape[-1])
+    return timed.update(shape=shape, dtype=state.dtype, weak_type=False, sharding=sharding)
+
+
+def pull_avals(*avals: Any, names: tuple[str, ...], wrt: tuple[str, ...], **params: Any) -> list[Any]:
+    """The cotangents of the operands in `wrt`, with all group and batch axes."""
+    named = dict(zip(names, avals, strict=True))
+    sizes, spec = _lead(named)
+    groups, outs = _groups(named), []
+    for name in wrt:
+        aval = named[name]
+        own = tuple(aval.sharding.spec)
+        if name in WEIGHTS:
+            full = (*spec[:groups], *own[groups:])
+        else:
+            full = (*own[: name not in TIMELESS], *spec, own[-1])
+        shape = full_shape(name, aval, tuple(sizes), groups)
+        sharding = aval.sharding.update(spec=PartitionSpec(*full))
+        outs.append(aval.update(shape=shape, weak_type=False, sharding=sharding))
+    return outs
+
+
+def batch(primitive: Primitive, args: Any, dims: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
+    """Batched weights open a new group axis in front; any other operand a new batch axis behind the groups.
+
+    Gradients of weights open a group axis too: they are not summed over what is batched.
+    """
+    named, axes = dict(zip(names, args, strict=True)), dict(zip(names, dims, strict=True))
+    wrt = params.get("wrt", ())
+    mapped = {_base(name) for name, axis in axes.items() if axis is not None}
+    grouped = any(name in WEIGHTS for name in (*mapped, *wrt))
+    place = 0 if grouped else _groups(named)
+
+    def new_axis(name: str) -> int | None:
+        if name in WEIGHTS:
+            return 0 if grouped else None
+        return place + (name not in TIMELESS)
+
+    batched = {}
+    for name, value in named.items():
+        axis = new_axis(_base(name))
+        if axis is not None:
+            value = jnp.expand_dims(value, axis) if axes[name] is None else jnp.moveaxis(value, axes[name], axis)
+        batched[name] = value
+    out = primitive.bind(*batched.values(), names=names, **params)
+    if primitive.multiple_results:
+        return out, [new_axis(name) for name in wrt] or [place + 1] * len(out)
+    return out, place + 1
