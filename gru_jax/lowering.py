@@ -19,6 +19,7 @@ from gru_jax import partitioning
 from gru_jax.linearisation import Linearisation, Preactivations
 from gru_jax.recurrence import KEPT, WEIGHTS, Operands
 from gru_jax.settings import config
+from gru_jax.shapes import named_operands
 
 try:
     from gru_jax import _native
@@ -34,7 +35,8 @@ WIDE, PER_ROW, FEW = 750_000, 30_000, 16
 batch; the states, if there are more numbers than the first, and fewer rows than the third. The kernels share out rows
 among threads, XLA the columns of each product (measured: README)."""
 KEPT_FROM = 1 << 16
-"""Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README)."""
+"""Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README). With fewer, the
+kernels would still be faster by a little, XLA's loops slower, and the memory is five times that of the states."""
 HOISTED = 1 << 23
 """XLA projects inputs within its loop if the projected ones would be more numbers than this, 32 MB: such an array has
 left the caches when the loop reads it, and has fresh pages at every call. A gradient would gain nothing."""
@@ -88,7 +90,7 @@ def _is_wide(primitive: str, named: dict[str, Any]) -> bool:
 def keeps(o: Operands) -> bool:
     """Whether a gradient is faster, on a CPU, if it keeps the preactivations, a few arrays like the states.
 
-    On a GPU it forms them again, all steps at once, for less than keeping them would cost its loop.
+    Elsewhere it forms them again, all steps at once: no GPU or TPU has been measured.
     """
     count = o.weight_count()  # no int in an export for any size
     wanted = config.keep_preactivations and jax.default_backend() == "cpu"
@@ -161,7 +163,7 @@ def rule(primitive: str, portable: Callable[..., Any], loops: Callable[..., Any]
             return portable(ctx, *operands, names=names, **params)
         native = _CALLS.get(primitive)
         devices = partitioning.devices(ctx.module_context.axis_context)
-        named = dict(zip(names, ctx.avals_in, strict=True))
+        named = named_operands(ctx.avals_in, names)
         if native is None or devices is None or obstacle(primitive, named, params):
             return loops(ctx, *operands, names=names, **params)
         call: Callable[..., Any] = functools.partial(native, names=names, **params)
@@ -233,14 +235,10 @@ def _array(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _named(args: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, Any]:
-    return dict(zip(names, args, strict=True))
-
-
 def _states(
     *args: Any, names: tuple[str, ...], cell: Any, reverse: bool, method: str, keep: bool, followed: bool
 ) -> list[jax.Array]:
-    o = Operands(**_named(args, names))
+    o = Operands(**named_operands(args, names))
     folded, steps, features = _Folded(o.lead(), o.groups), o.xs.shape[0], o.h_0.shape[-1]
     hs, none = _array(steps, *folded.sizes, features), _array(0)
     kept = [hs if keep and (name != "q" or cell.reset_after) else none for name in Preactivations._fields]
@@ -252,7 +250,7 @@ def _states(
 def _pull(
     *args: Any, names: tuple[str, ...], wrt: tuple[str, ...], cell: Any, reverse: bool, method: str
 ) -> list[jax.Array]:
-    named = _named(args, names)
+    named = named_operands(args, names)
     hs, ct = named.pop("hs"), named.pop("ct")
     kept = [named.pop(KEPT + name, None) for name in Preactivations._fields]
     o = Operands(**named)
@@ -293,7 +291,7 @@ def _pull(
 def _linear(
     *args: Any, names: tuple[str, ...], method: str, reset_after: bool, reverse: bool, transposed: bool
 ) -> jax.Array:
-    named = _named(args, names)
+    named = named_operands(args, names)
     kernel, s = named["recurrent_kernel"], named["source"]
     coefficients = [named[name] for name in Linearisation._fields]
     groups, ndim = kernel.ndim - 2, s.ndim - 2

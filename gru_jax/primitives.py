@@ -9,7 +9,7 @@ operands, through which they are differentiated, as if the preactivations were f
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from gru_jax import lowering, partitioning, recurrence, shapes
 from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, Preactivations, apply, apply_transposed
 from gru_jax.recurrence import KEPT, Operands, shifted
+from gru_jax.shapes import named_operands
 
 STATES = "gru_jax.states"
 
@@ -92,30 +93,26 @@ def _varying(value: jax.Array) -> frozenset[Any]:
 # --- Definitions ------------------------------------------------------------------------------------------------------
 
 
-def _named(args: Sequence[Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return dict(zip(names, args, strict=True))
-
-
 def _define_states(
     *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, keep: bool, followed: bool
 ) -> list[jax.Array]:
-    return jax.tree.leaves(recurrence.states(_operands(_named(args, names)), cell, reverse, keep))
+    return jax.tree.leaves(recurrence.states(_operands(named_operands(args, names)), cell, reverse, keep))
 
 
 def _define_states_on_cpu(
     *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, keep: bool, followed: bool
 ) -> list[jax.Array]:
-    o = _operands(_named(args, names))
+    o = _operands(named_operands(args, names))
     return jax.tree.leaves(recurrence.states(o, cell, reverse, keep, hoist=followed or lowering.hoists(o)))
 
 
 def _define_linear(*args: Any, names: tuple[str, ...], method: str, **params: Any) -> jax.Array:
-    at, kernel, drop, s = _unpack(_named(args, names))
+    at, kernel, drop, s = _unpack(named_operands(args, names))
     return recurrence.linear(at, kernel, drop, s, **params)
 
 
 def _define_push(*args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str) -> jax.Array:
-    o = _named(args, names)
+    o = named_operands(args, names)
     solve = functools.partial(_linear, method=method)
     return recurrence.push(_operands(o), o["hs"], _operands(o, "d_"), cell, reverse, solve, _kept(o))
 
@@ -123,7 +120,7 @@ def _define_push(*args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, m
 def _define_pull(
     *args: Any, names: tuple[str, ...], wrt: tuple[str, ...], cell: GRU, reverse: bool, method: str
 ) -> tuple[jax.Array, ...]:
-    o = _named(args, names)
+    o = named_operands(args, names)
     solve = functools.partial(_linear, method=method)
     return recurrence.pull(_operands(o), o["hs"], o["ct"], wrt, cell, reverse, solve, _kept(o))
 
@@ -150,7 +147,7 @@ def _states_jvp(
     args: Any, tangents: Any, *, names: tuple[str, ...], keep: bool, followed: bool, **params: Any
 ) -> tuple[Any, Any]:
     """`followed` tells that a derivative is taken, `keep` that the preactivations are handed to it."""
-    named, d = _named(args, names), _moving(_named(tangents, names))
+    named, d = named_operands(args, names), _moving(named_operands(tangents, names))
     wanted = keep or lowering.keeps(_operands(named))
     outs = _states_p.bind(*args, names=names, keep=wanted, followed=True, **params)
     hs, *kept = (checkpoint_name(x, STATES) for x in outs)
@@ -174,7 +171,7 @@ def _jvp_at(define: Callable[..., Any], named: dict[str, Any], moving: dict[str,
 
 def _push_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
     out = _push_p.bind(*args, names=names, **params)
-    named, d = _named(args, names), _moving(_named(tangents, names))
+    named, d = named_operands(args, names), _moving(named_operands(tangents, names))
     inputs = {name: tangent for name, tangent in d.items() if name.startswith("d_")}
     rest = {name: tangent for name, tangent in d.items() if name not in inputs}
     terms = []
@@ -188,7 +185,7 @@ def _push_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any
 
 def _pull_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
     out = _pull_p.bind(*args, names=names, **params)
-    named, d = _named(args, names), _moving(_named(tangents, names))
+    named, d = named_operands(args, names), _moving(named_operands(tangents, names))
     rest = {name: tangent for name, tangent in d.items() if name != "ct"}
     terms = []
     if "ct" in d:
@@ -199,7 +196,7 @@ def _pull_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any
 
 
 def _push_transpose(ct: Any, *args: Any, names: tuple[str, ...], **params: Any) -> list[Any]:
-    named = _named(args, names)
+    named = named_operands(args, names)
     unknown = {name: x.aval for name, x in named.items() if ad.is_undefined_primal(x)}
     if type(ct) is ad.Zero:
         return [ad.Zero(unknown[name]) if name in unknown else None for name in names]
@@ -210,7 +207,7 @@ def _push_transpose(ct: Any, *args: Any, names: tuple[str, ...], **params: Any) 
 
 
 def _pull_transpose(cts: Any, *args: Any, names: tuple[str, ...], wrt: tuple[str, ...], **params: Any) -> list[Any]:
-    named = _named(args, names)
+    named = named_operands(args, names)
     aval = named.pop("ct").aval
     d = {"d_" + name: ct for name, ct in zip(wrt, cts, strict=True) if type(ct) is not ad.Zero}
     ct = _summed(_bind(_push_p, {**named, **d}, **params), aval.shape) if d else ad.Zero(aval)
@@ -225,7 +222,7 @@ def _summed(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _linear_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
     ys = _linear_p.bind(*args, names=names, **params)
-    named, d = _named(args, names), _moving(_named(tangents, names))
+    named, d = named_operands(args, names), _moving(named_operands(tangents, names))
     d_s = d.pop("source", None)
     if d:
         moved = _moved_source(named, d, ys, **params)
@@ -256,7 +253,7 @@ def _moved_source(
 
 
 def _linear_transpose(ct: Any, *args: Any, names: tuple[str, ...], transposed: bool, **params: Any) -> list[Any]:
-    named = _named(args, names)
+    named = named_operands(args, names)
     aval = named["source"].aval
     if type(ct) is not ad.Zero:
         ct = _bind(_linear_p, {**named, "source": ct}, transposed=not transposed, **params)

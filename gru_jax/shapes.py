@@ -4,6 +4,7 @@ The operands have names, and their axes are those of `gru_jax.recurrence`: weigh
 batch axes, behind time where they have that. What holds for an operand holds for its tangent, "d_" and its name.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,8 +15,13 @@ from gru_jax.cells import GRU
 from gru_jax.recurrence import TIMELESS, WEIGHTS, full_shape
 
 
-def _groups(named: dict[str, Any]) -> int:
-    return named["recurrent_kernel"].ndim - 2
+def named_operands(values: Iterable[Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """What a primitive is applied to, by the names that it has as a parameter."""
+    return dict(zip(names, values, strict=True))
+
+
+def _groups(operands: dict[str, Any]) -> int:
+    return operands["recurrent_kernel"].ndim - 2
 
 
 def _base(name: str) -> str:
@@ -43,10 +49,10 @@ def states_avals(*avals: Any, cell: GRU, keep: bool, **params: Any) -> list[Any]
 
 def like_states(*avals: Any, names: tuple[str, ...], **params: Any) -> Any:
     """hs, shaped like the widest of its operands, with their sharding."""
-    named = dict(zip(names, avals, strict=True))
-    sizes, spec = _lead(named)
-    timed = named["source"] if "source" in named else named["xs"]
-    state = named.get("h_0", timed)
+    operands = named_operands(avals, names)
+    sizes, spec = _lead(operands)
+    timed = operands["source"] if "source" in operands else operands["xs"]
+    state = operands.get("h_0", timed)
     sharding = timed.sharding.update(spec=PartitionSpec(timed.sharding.spec[0], *spec, None))
     shape = (timed.shape[0], *sizes, state.shape[-1])
     return timed.update(shape=shape, dtype=state.dtype, weak_type=False, sharding=sharding)
@@ -54,11 +60,11 @@ def like_states(*avals: Any, names: tuple[str, ...], **params: Any) -> Any:
 
 def pull_avals(*avals: Any, names: tuple[str, ...], wrt: tuple[str, ...], **params: Any) -> list[Any]:
     """The cotangents of the operands in `wrt`, with all group and batch axes."""
-    named = dict(zip(names, avals, strict=True))
-    sizes, spec = _lead(named)
-    groups, outs = _groups(named), []
+    operands = named_operands(avals, names)
+    sizes, spec = _lead(operands)
+    groups, outs = _groups(operands), []
     for name in wrt:
-        aval = named[name]
+        aval = operands[name]
         own = tuple(aval.sharding.spec)
         if name in WEIGHTS:
             full = (*spec[:groups], *own[groups:])
@@ -75,11 +81,11 @@ def batch(primitive: Primitive, args: Any, dims: Any, *, names: tuple[str, ...],
 
     Gradients of weights open a group axis too: they are not summed over what is batched.
     """
-    named, axes = dict(zip(names, args, strict=True)), dict(zip(names, dims, strict=True))
+    operands, axes = named_operands(args, names), named_operands(dims, names)
     wrt = params.get("wrt", ())
     mapped = {_base(name) for name, axis in axes.items() if axis is not None}
     grouped = any(name in WEIGHTS for name in (*mapped, *wrt))
-    place = 0 if grouped else _groups(named)
+    place = 0 if grouped else _groups(operands)
 
     def new_axis(name: str) -> int | None:
         if name in WEIGHTS:
@@ -87,7 +93,7 @@ def batch(primitive: Primitive, args: Any, dims: Any, *, names: tuple[str, ...],
         return place + (name not in TIMELESS)
 
     batched = {}
-    for name, value in named.items():
+    for name, value in operands.items():
         axis = new_axis(_base(name))
         if axis is not None:
             value = jnp.expand_dims(value, axis) if axes[name] is None else jnp.moveaxis(value, axes[name], axis)

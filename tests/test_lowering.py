@@ -83,11 +83,10 @@ def test_few_rows_of_wide_states_are_left_to_xla(batch, features, states, pull):
 def test_one_of_them_left_to_xla(cell, left, kept, keep, monkeypatch):
     """The states of a kernel, and what it keeps, are right for the gradient of XLA, and the other way round."""
     keep(kept)
+    monkeypatch.setattr(lowering, "WIDE", 0)
     if left == "gru_states":
-        monkeypatch.setattr(lowering, "WIDE", 0)
         monkeypatch.setattr(lowering, "PER_ROW", float("inf"))
     else:
-        monkeypatch.setattr(lowering, "WIDE", 0)
         monkeypatch.setattr(lowering, "PER_ROW", 0)
         monkeypatch.setattr(lowering, "FEW", 0)
     p = problem(cell, OPTIONS["all"])

@@ -5,7 +5,7 @@
 // time, from the inputs and the states; runs the transposed linearisation back; then multiplies its results with what entered
 // the gates. So nothing need be kept from the forward pass but the states, and nothing goes through memory but inputs and
 // outputs. Where the preactivations were kept, too, the gates come from them: that saves a quarter of the products for five
-// times the memory, and is faster if the states are wide; if not, pages fresh from the system cost more than the products.
+// times the memory (gru_jax/lowering.py chooses).
 
 // A chunk: for each of its rows, over steps and sequences, what entered the products, x | h_in | (reset before) r ⊙ h_in, and
 // the slots of pull.h.
