@@ -45,10 +45,10 @@ def run(method="auto", cell=gru_jax.CUDNN):
     return lambda params, xs: gru_jax.unroll(cell, params, xs, method=method)[1].sum()
 
 
-def random_problem(seed):
+def random_problem(seed, most=(150, 70, 80, 80)):
     """Sizes, options and values at random: odd widths, one row, one step, many rows and steps."""
     rng = np.random.default_rng(seed)
-    steps, batch, in_features, features = (int(rng.integers(1, most)) for most in (150, 70, 80, 80))
+    steps, batch, in_features, features = (int(rng.integers(1, n)) for n in most)
     cell = gru_jax.GRU(reset_after=bool(rng.integers(2)))
 
     def normal(*shape, fan_in=1):
@@ -73,22 +73,27 @@ def random_problem(seed):
     return cell, args, given, bool(rng.integers(2)), ct
 
 
+def value_and_gradient(cell, reverse):
+    """Of a random problem, by method."""
+
+    def function(method):
+        def both(args, options, ct):
+            run = lambda *a: gru_jax.unroll(cell, *a, **options, reverse=reverse, method=method)  # noqa: E731
+            outputs, pull = jax.vjp(run, *args)
+            return outputs, pull(ct[::-1])
+
+        return both
+
+    return function
+
+
 @native
 @pytest.mark.parametrize("seed", range(24))
 def test_random_sizes_and_options(seed, keep):
     """Preactivations are kept for the gradient by every other one."""
     keep(seed % 2)
     cell, args, options, reverse, ct = random_problem(seed)
-
-    def function(method):
-        def value_and_gradient(args, options, ct):
-            run = lambda *a: gru_jax.unroll(cell, *a, **options, reverse=reverse, method=method)  # noqa: E731
-            outputs, pull = jax.vjp(run, *args)
-            return outputs, pull(ct[::-1])
-
-        return value_and_gradient
-
-    check(*native_and_exact(function, args, options, ct))
+    check(*native_and_exact(value_and_gradient(cell, reverse), args, options, ct))
 
 
 @native
@@ -274,9 +279,27 @@ def test_results_do_not_depend_on_the_number_of_threads(cell, batch, steps, monk
 
 
 @native
-def test_calls_at_the_same_time():
+@pytest.mark.parametrize("seed", range(8))
+def test_few_rows_whose_steps_threads_share(seed, keep, monkeypatch):
+    """What two threads that share the columns of each step compute is what one computes."""
+    keep(seed % 2)
+    cell, args, options, reverse, ct = random_problem(seed, most=(150, 26, 60, 150))
+    function = value_and_gradient(cell, reverse)
+    shared, exact = native_and_exact(function, args, options, ct)
+    check(shared, exact)
+    monkeypatch.setattr(gru_jax.config, "native_threads", 1)
+    alone = jax.jit(function("native"))(args, options, ct)
+    chex.assert_trees_all_equal(alone, shared)
+
+
+@native
+@pytest.mark.parametrize("sizes", [(80, 300, 2, 4), (200, 3, 20, 60)], ids=str)
+def test_calls_at_the_same_time(sizes):
     """Each call shares XLA's threads with the others; none may wait for one that has not begun."""
-    args = single(problem(gru_jax.CUDNN, batch=(300,), steps=80)[:3])
+    steps, batch, in_features, features = sizes
+    params = gru_jax.CUDNN.init(jax.random.key(0), in_features, features)
+    xs = jax.random.normal(jax.random.key(1), (steps, batch, in_features), jnp.float32)
+    args = single((params, xs, jnp.zeros((batch, features))))
     compiled = gradient(args, {})
     expected = compiled(*args)
 

@@ -15,6 +15,7 @@
 
 #include "isa.h"
 #include "parallel.h"
+#include "stages.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace gru_jax {
@@ -61,25 +62,12 @@ struct Parts {
   int64_t size(int64_t part) const { return std::min(each, rows - first(part)); }
 };
 
-// Rows of a part where any division gives the same results, in whole tiles of eight: the most of those that leave least to the
-// busiest thread.
-int64_t rows_for(int64_t groups, int64_t rows, int64_t threads) {
-  int64_t best = 8, least = std::numeric_limits<int64_t>::max();
-  for (int64_t each = std::clamp<int64_t>((rows + 7) / 8 * 8, 8, kMostRows); each >= 8; each -= 8) {
-    const int64_t parts = Parts(groups, rows, each).count(), busiest = (parts + threads - 1) / threads * each;
-    if (busiest < least) {
-      least = busiest;
-      best = each;
-    }
-  }
-  return best;
-}
-
 // Rows of a part where each part sums its own gradient of the weights. It must not depend on the number of threads.
 int64_t rows_for_gradient(int64_t rows, int64_t D, int64_t H) {
   const bool large = 3 * H * (D + H) > 1 << 18;  // weights that leave the second-level cache are read once for many rows
-  const int64_t each = std::max<int64_t>(large ? 32 : 8, (rows + 15) / 16);
-  return std::min<int64_t>((each + 7) / 8 * 8, kMostRows);
+  const int64_t most = std::min(std::max<int64_t>(large ? 32 : 8, (rows + 15) / 16), kMostRows);
+  const int64_t count = std::max<int64_t>((rows + most - 1) / most, 1);
+  return (rows + count * 8 - 1) / (count * 8) * 8;
 }
 
 // The axes of a call, read off its operands.
@@ -91,11 +79,13 @@ struct Axes {
 
 struct Call {
   const Kernels& kernels;
+  double flops;
   Schedule schedule;
   int64_t threads;
 
   Call(ffi::ThreadPool& pool, int64_t most, double flops)
       : kernels(gru_jax::kernels()),
+        flops(flops),
         schedule([&pool](std::function<void()> task) { pool.Schedule(std::move(task)); }),
         threads(flops < kWorthwhile ? 1 : std::max<int64_t>(1, pool.num_threads())) {
     if (most > 0) threads = std::min(threads, most);
@@ -103,6 +93,35 @@ struct Call {
 
   void each(int64_t tasks, const std::function<void(int64_t)>& task) const { run(tasks, threads, schedule, task); }
 };
+
+// Whether two threads that share the columns of every step gain more than they lose by meeting in it (measured: README).
+bool worth_meeting(const Call& call, int64_t rows, int64_t H) { return call.flops >= 5e6 && rows * H * H >= 2048; }
+
+// Threads take parts in turn. While the last ones run, others may be idle, and help with as many.
+int64_t helped(const Call& call, const Parts& parts) {
+  const int64_t last = parts.count() % call.threads;
+  return std::min(last, call.threads - last);
+}
+
+// Rows of a part where any division gives the same results, in whole tiles of eight: the most of those that leave least to the
+// busiest thread. `may_share`: whether threads can share a part.
+int64_t rows_for(const Call& call, const Axes& axes, bool may_share) {
+  constexpr double kHalf = 0.55;  // what is left to a thread by help, a meeting in each step included
+  int64_t best = 8;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t each = std::clamp<int64_t>((axes.rows + 7) / 8 * 8, 8, kMostRows); each >= 8; each -= 8) {
+    const Parts parts(axes.groups, axes.rows, each);
+    const int64_t last = parts.count() % call.threads;
+    const bool shared =
+        may_share && helped(call, parts) == last && worth_meeting(call, std::min(each, axes.rows), axes.H);
+    const double rounds = parts.count() / call.threads + (last == 0 ? 0.0 : shared ? kHalf : 1.0);
+    if (rounds * each < least) {
+      least = rounds * each;
+      best = each;
+    }
+  }
+  return best;
+}
 
 // Weights of all groups, packed.
 struct PackedGroups {
@@ -120,13 +139,17 @@ PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from
   const int64_t size = (call.kernels.packed_size(weights) + 15) / 16 * 16;
   PackedGroups packed = {allocate(size * axes.groups), std::make_unique<Packed[]>(axes.groups)};
   if (!packed.memory) return packed;
-  call.each(axes.groups, [&](int64_t g) {
+  const int64_t members = (call.threads + axes.groups - 1) / axes.groups;
+  call.each(axes.groups * members, [&](int64_t i) {
+    const int64_t g = i / members;
     Weights group = weights;
     group.kernel = from.kernel ? from.kernel + g * D * 3 * H : nullptr;
     group.bias = from.bias ? from.bias + g * 3 * H : nullptr;
     group.recurrent = from.recurrent + g * H * 3 * H;
     group.recurrent_bias = from.recurrent_bias ? from.recurrent_bias + g * H : nullptr;
-    packed.groups[g] = call.kernels.pack(group, packed.memory.get() + g * size);
+    const Share share = {i % members, members, nullptr, nullptr};
+    const Packed where = call.kernels.pack(group, packed.memory.get() + g * size, share);
+    if (share.member == 0) packed.groups[g] = where;
   });
   return packed;
 }
@@ -147,22 +170,23 @@ ffi::Error each_part(const Call& call, const Parts& parts, int64_t size, const s
   return failed ? out_of_memory() : ffi::Error::Success();
 }
 
-// Runs a pass over every part. Threads for which there is no part help with the parts that there are.
+// Runs a pass over every part.
 template <class Job>
 ffi::Error each_pass(const Call& call, const Parts& parts, const Pass<Job>& pass, const Sizes& largest,
                      const std::function<Job(int64_t)>& job_of) {
   const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
-  const int64_t chunk = aligned(pass.chunk_size(largest)), idle = call.threads - parts.count();
-  const int64_t slots = idle > 0 ? kInFlight : 1;
+  const int64_t chunk = aligned(pass.chunk_size(largest)), alone = parts.count() - helped(call, parts);
+  const int64_t slots = alone < parts.count() ? kInFlight : 1;
+  const Help help = worth_meeting(call, largest.rows, largest.features) ? Help::kHalf : Help::kAside;
   const int64_t size = slots * chunk + aligned(pass.carry_size(largest));
   return each_part(call, parts, size, [&](int64_t part, float* memory) {
     const Job job = job_of(part);
     const auto slot = [&](int64_t i) { return memory + i % slots * chunk; };
     const Stages stages = {call.kernels.chunks(job.in.sizes),
-                           [&](int64_t i) { pass.ahead(job, i, slot(i)); },
-                           [&](int64_t i) { pass.walk(job, i, slot(i), memory + slots * chunk); },
-                           [&](int64_t i) { pass.behind(job, i, slot(i)); }};
-    run_stages(stages, part < idle, call.schedule);
+                           [&](int64_t i, const Share& share) { pass.ahead(job, i, slot(i), share); },
+                           [&](int64_t i, Share& share) { return pass.walk(job, i, slot(i), memory + slots * chunk, share); },
+                           [&](int64_t i, const Share& share) { pass.behind(job, i, slot(i), share); }};
+    run_stages(stages, part < alone ? Help::kNone : help, call.flops, call.schedule);
   });
 }
 

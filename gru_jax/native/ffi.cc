@@ -92,7 +92,7 @@ ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F
   const Call call(pool, threads, axes.flops());
   const PackedGroups packed = pack(call, axes, o.weights(), reset_after, false);
   if (!packed.memory) return out_of_memory();
-  const Parts parts(axes.groups, axes.rows, rows_for(axes.groups, axes.rows, call.threads));
+  const Parts parts(axes.groups, axes.rows, rows_for(call, axes, true));
   const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), axes.D, axes.H, reset_after, reverse};
   for (Result* result : {&hs, &kept_r, &kept_z, &kept_n, &kept_q}) prefer_large_pages(*result);
   if (axes.rows == 0) return ffi::Error::Success();
@@ -179,7 +179,7 @@ ffi::Error linear(ffi::ThreadPool pool, F32 z, F32 r, F32 c_r, F32 c_z, F32 a_n,
   const Call call(pool, threads, axes.flops());
   const PackedGroups packed = pack(call, axes, {nullptr, nullptr, recurrent.typed_data(), nullptr}, reset_after, true);
   if (!packed.memory) return out_of_memory();
-  const Parts parts(axes.groups, axes.rows, rows_for(axes.groups, axes.rows, call.threads));
+  const Parts parts(axes.groups, axes.rows, rows_for(call, axes, false));
   const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), 0, H, reset_after, reverse};
   return each_part(call, parts, call.kernels.linear_scratch(largest), [&](int64_t i, float* scratch) {
     const int64_t g = parts.group(i), first = parts.first(i), row = g * axes.rows + first;

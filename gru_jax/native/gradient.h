@@ -14,14 +14,14 @@ struct Chunk {
   int64_t entered_stride, slots_stride, D, H, width, first, steps;
 };
 
-// Where the operands of each row of a chunk are.
+// Where the operands of each row of a chunk are, of those that a thread linearises.
 struct Rows {
+  Span own;
   const float* inputs[kChunk];
   const float* states[kChunk];
   const float* resets[kChunk];
   const float* h_tm1[kChunk];
   bool keep[kChunk];
-  int64_t count;
 };
 
 // An update gate from its preactivation, with 1 − z beside it, each to full relative precision.
@@ -177,7 +177,7 @@ struct LineariseBeforeCandidate : Linearise {
 // The slots from the preactivations that the forward pass has kept.
 static void linearise_kept(const Gradient& job, const Linearise& to) {
   const Sizes& sizes = job.in.sizes;
-  for (int64_t m = 0; m < to.rows->count; ++m) {
+  for (int64_t m = to.rows->own.first; m < to.rows->own.end; ++m) {
     const int64_t t = time_of(sizes, to.chunk->first + m / sizes.rows), row = m % sizes.rows;
     for (int64_t block = 0; block < to.width / kLanes; ++block) {
       const auto kept = [&](Kept which) INLINE_LAMBDA {
@@ -201,25 +201,21 @@ static int64_t entered_stride(const Sizes& sizes) {
 static void gather(const Gradient& job, const Chunk& chunk, Rows& rows) {
   const Recurrence& in = job.in;
   const int64_t D = chunk.D, H = chunk.H;
-  int64_t m = 0;
-  for (int64_t s = chunk.first; s < chunk.first + chunk.steps; ++s) {
-    const int64_t t = time_of(in.sizes, s);
-    for (int64_t row = 0; row < in.sizes.rows; ++row, ++m) {
-      float* entered = chunk.entered + m * chunk.entered_stride;
-      rows.inputs[m] = entered;
-      rows.states[m] = entered + D;
-      rows.resets[m] = entered + D + H;
-      rows.h_tm1[m] = state_before(in, job.hs, s, row);
-      rows.keep[m] = flag(in.mask, t, row, true);
-      copy(row_of(in.xs, t, row, D), entered, D);
-      if (in.drop) {
-        times(rows.h_tm1[m], in.drop + row * H, entered + D, H);
-      } else {
-        copy(rows.h_tm1[m], entered + D, H);
-      }
+  for (int64_t m = rows.own.first; m < rows.own.end; ++m) {
+    const int64_t s = chunk.first + m / in.sizes.rows, t = time_of(in.sizes, s), row = m % in.sizes.rows;
+    float* entered = chunk.entered + m * chunk.entered_stride;
+    rows.inputs[m] = entered;
+    rows.states[m] = entered + D;
+    rows.resets[m] = entered + D + H;
+    rows.h_tm1[m] = state_before(in, job.hs, s, row);
+    rows.keep[m] = flag(in.mask, t, row, true);
+    copy(row_of(in.xs, t, row, D), entered, D);
+    if (in.drop) {
+      times(rows.h_tm1[m], in.drop + row * H, entered + D, H);
+    } else {
+      copy(rows.h_tm1[m], entered + D, H);
     }
   }
-  rows.count = m;
 }
 
 static void linearise(const Gradient& pass, const Chunk& chunk, const Rows& rows) {
@@ -230,20 +226,21 @@ static void linearise(const Gradient& pass, const Chunk& chunk, const Rows& rows
   if (pass.kept[kKeptR].data) {
     linearise_kept(pass, job);
   } else if (in.sizes.reset_after) {
-    cover<3>(LineariseAfter{job}, rows.count, blocks);
+    cover<3>(LineariseAfter{job}, rows.own, blocks);
   } else {
-    cover<2>(LineariseBeforeGates{job}, rows.count, blocks);
-    cover<1>(LineariseBeforeCandidate{job}, rows.count, blocks);
+    cover<2>(LineariseBeforeGates{job}, rows.own, blocks);
+    cover<1>(LineariseBeforeCandidate{job}, rows.own, blocks);
   }
 }
 
 static int64_t gradient_size(int64_t D, int64_t H) { return (D + H + 2) * 3 * padded(H); }
 
 // Adds a chunk's share to the sums over steps and rows: dW, dU, db, dc.
-static void accumulate(const Chunk& chunk, int64_t rows, bool reset_after, float* sum) {
+static void accumulate(const Chunk& chunk, int64_t rows, Span blocks, bool reset_after, float* sum) {
   const int64_t D = chunk.D, H = chunk.H, width = chunk.width, row = 3 * width;
   const int64_t lda = chunk.entered_stride, ldb = chunk.slots_stride;
-  for (int64_t column = 0; column < width; column += kLanes) {
+  for (int64_t block = blocks.first; block < blocks.end; ++block) {
+    const int64_t column = block * kLanes;
     const float* slot = chunk.slots + column;
     const float *d_q = slot, *d_r = slot + kCR * width, *d_z = slot + kCZ * width, *d_n = slot + kAN * width;
     float* to = sum + column;
@@ -271,11 +268,11 @@ static void accumulate(const Chunk& chunk, int64_t rows, bool reset_after, float
 }
 
 // Cotangents of x: [d_r | d_z | d_n] Wᵀ.
-static void input_cotangents(const Gradient& job, const Chunk& chunk, int64_t rows) {
+static void input_cotangents(const Gradient& job, const Chunk& chunk, Span rows) {
   const Sizes& sizes = job.in.sizes;
   const float* a[kChunk];
   float* out[kChunk];
-  for (int64_t m = 0; m < rows; ++m) {
+  for (int64_t m = rows.first; m < rows.end; ++m) {
     const int64_t t = time_of(sizes, chunk.first + m / sizes.rows);
     a[m] = chunk.slots + m * chunk.slots_stride + kCR * chunk.width;
     out[m] = job.d_xs.data + t * job.d_xs.step + m % sizes.rows * chunk.D;
@@ -298,48 +295,50 @@ static Chunk chunk_at(const Sizes& sizes, int64_t i, float* memory) {
           padded(sizes.features), first, end - first};
 }
 
-static void linearise_chunk(const Gradient& job, int64_t i, float* memory) {
+static void linearise_chunk(const Gradient& job, int64_t i, float* memory, const Share& share) {
   const Chunk chunk = chunk_at(job.in.sizes, i, memory);
-  Rows rows;
+  Rows rows{share_of(share, chunk.steps * job.in.sizes.rows), {}, {}, {}, {}, {}};
   gather(job, chunk, rows);
   linearise(job, chunk, rows);
 }
 
 // The carry of rows that a step started from h_0 goes there, and ends.
-static void end_at_start(const Gradient& job, int64_t s, float* carry) {
+static void end_at_start(const Gradient& job, int64_t s, float* carry, Span columns) {
   const Sizes& sizes = job.in.sizes;
   const int64_t H = sizes.features, width = padded(H);
   for (int64_t row = 0; row < sizes.rows; ++row) {
     if (s > 0 && !flag(job.in.resets, time_of(sizes, s), row, false)) continue;
-    for (int64_t i = 0; i < H; ++i) job.d_h_0[row * H + i] += carry[row * width + i];
-    __builtin_memset(carry + row * width, 0, width * sizeof(float));
+    for (int64_t i = columns.first; i < columns.end; ++i) job.d_h_0[row * H + i] += carry[row * width + i];
+    clear(carry + row * width, 1, width, columns);
   }
 }
 
-static void walk_back(const Gradient& job, int64_t i, float* memory, float* carry) {
+static bool walk_back(const Gradient& job, int64_t i, float* memory, float* carry, Share& share) {
   const Recurrence& in = job.in;
   const Sizes& sizes = in.sizes;
   const Chunk chunk = chunk_at(sizes, i, memory);
-  const int64_t rows = sizes.rows, size = rows * chunk.width;
+  const int64_t rows = sizes.rows, size = rows * chunk.width, blocks = chunk.width / kLanes;
   if (i == 0) {
-    __builtin_memset(carry, 0, size * sizeof(float));
-    __builtin_memset(job.d_h_0, 0, rows * chunk.H * sizeof(float));
+    clear(carry, rows, chunk.width, columns_of(share_of(share, blocks), chunk.width));
+    clear(job.d_h_0, rows, chunk.H, columns_of(share_of(share, blocks), chunk.H));
   }
   for (int64_t s = chunk.first + chunk.steps; s-- > chunk.first;) {
     const float* ct = job.ct.data + time_of(sizes, s) * job.ct.step;
     float* slots = chunk.slots + (s - chunk.first) * rows * chunk.slots_stride;
-    pull(sizes, ct, nullptr, slots, carry, carry + size, in.drop, in.weights.recurrent_transposed);
-    if (s == 0 || in.resets.data) end_at_start(job, s, carry);
+    if (!pull(sizes, ct, nullptr, slots, carry, carry + size, in.drop, in.weights.recurrent_transposed, share)) return false;
+    if (s == 0 || in.resets.data) end_at_start(job, s, carry, columns_of(share_of(share, blocks), chunk.H));
   }
+  return true;
 }
 
 // What the cotangents of the gates amount to for the weights and the inputs.
-static void contract(const Gradient& job, int64_t i, float* memory) {
+static void contract(const Gradient& job, int64_t i, float* memory, const Share& share) {
   const Chunk chunk = chunk_at(job.in.sizes, i, memory);
   const int64_t rows = chunk.steps * job.in.sizes.rows;
   if (job.d_weights) {
-    if (i == 0) __builtin_memset(job.d_weights, 0, gradient_size(chunk.D, chunk.H) * sizeof(float));
-    accumulate(chunk, rows, job.in.sizes.reset_after, job.d_weights);
+    const Span blocks = share_of(share, chunk.width / kLanes);
+    if (i == 0) clear(job.d_weights, 3 * (chunk.D + chunk.H + 2), chunk.width, columns_of(blocks, chunk.width));
+    accumulate(chunk, rows, blocks, job.in.sizes.reset_after, job.d_weights);
   }
-  if (job.d_xs.data) input_cotangents(job, chunk, rows);
+  if (job.d_xs.data) input_cotangents(job, chunk, share_of(share, rows));
 }

@@ -94,23 +94,33 @@ struct WeightGradients {
   float *kernel, *recurrent, *bias, *recurrent_bias;
 };
 
+// Which share of some work a thread does: all of it, or that of one member of several. Two that do each stage of a part together
+// divide rows over steps and sequences where these do not depend on each other, and columns of the recurrence, of which each step
+// needs all of the step before: so they meet, and see then what the other has written.
+struct Share {
+  int64_t member, members;
+  bool (*meet)(Share&);  // false: what follows is left to the other, alone; `members` may have changed in the one that goes on
+  void* team;
+};
+
 // A pass over all steps of a part, in chunks of time, i = 0, 1, … in the direction of the pass. What a chunk needs before the
 // recurrence, and what is made of it thereafter, is parallel over time: `ahead` and `behind`, which another thread may do. Only
-// `walk` must see the chunks one after the other. Sizes are in floats, and enough for a part of fewer rows, too.
+// `walk` must see the chunks one after the other; it is false if it was left to the other of two threads. Between two stages of
+// a chunk these meet, too. Sizes are in floats, and enough for a part of fewer rows, too.
 template <class Job>
 struct Pass {
   int64_t (*chunk_size)(const Sizes&);  // of the memory that hands a chunk on from stage to stage
   int64_t (*carry_size)(const Sizes&);  // of the memory that the walk keeps from chunk to chunk
-  void (*ahead)(const Job&, int64_t i, float* chunk);
-  void (*walk)(const Job&, int64_t i, float* chunk, float* carry);
-  void (*behind)(const Job&, int64_t i, float* chunk);
+  void (*ahead)(const Job&, int64_t i, float* chunk, const Share&);
+  bool (*walk)(const Job&, int64_t i, float* chunk, float* carry, Share&);
+  void (*behind)(const Job&, int64_t i, float* chunk, const Share&);
 };
 
 // One instruction set's kernels. Memory is aligned to 64 bytes; that of `linear` is `linear_scratch` floats.
 struct Kernels {
   const char* name;
   int64_t (*packed_size)(const Weights&);
-  Packed (*pack)(const Weights&, float* memory);
+  Packed (*pack)(const Weights&, float* memory, const Share&);
   int64_t (*gradient_size)(int64_t in_features, int64_t features);
   void (*reduce)(const float* partial, int64_t parts, int64_t in_features, int64_t features, int64_t first,
                  int64_t last, const WeightGradients& to);

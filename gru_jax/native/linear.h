@@ -140,6 +140,7 @@ static void linear_transposed(const Linear& job, float* scratch) {
   float* before = arena.take(rows * width);
   __builtin_memset(slots, 0, rows * stride * sizeof(float));
   __builtin_memset(carry, 0, rows * width * sizeof(float));
+  Share alone = {0, 1, nullptr, nullptr};
   for (int64_t s = sizes.steps; s-- > 0;) {
     const int64_t t = time_of(sizes, s);
     for (int64_t row = 0; row < rows; ++row) {
@@ -149,7 +150,7 @@ static void linear_transposed(const Linear& job, float* scratch) {
       }
     }
     pull(sizes, job.source.data + t * job.source.step, job.ys.data + t * job.ys.step, slots, carry, before, job.drop,
-         job.weights.recurrent_transposed);
+         job.weights.recurrent_transposed, alone);
   }
 }
 

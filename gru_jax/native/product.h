@@ -9,24 +9,41 @@ INLINE int64_t blocks_of(int64_t n) { return (n + kLanes - 1) / kLanes; }
 INLINE int64_t padded(int64_t n) { return blocks_of(n) * kLanes; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Rows or blocks [first, end).
+struct Span {
+  int64_t first, end;
+
+  Span(int64_t count) : Span(0, count) {}
+  Span(int64_t first, int64_t end) : first(first), end(end) {}
+  INLINE_MEMBER int64_t count() const { return end - first; }
+};
+
+// A thread's share of n rows or blocks.
+INLINE Span share_of(const Share& share, int64_t n) {
+  return {n * share.member / share.members, n * (share.member + 1) / share.members};
+}
+
 // The distance of two blocks of a packed matrix of K rows.
 INLINE int64_t block_size(int64_t K) { return (K | 1) * kLanes; }
 INLINE int64_t packed_matrix(int64_t K, int64_t N) { return block_size(K) * blocks_of(N); }
 
-// Rows [0, K) of a matrix with leading dimension ld, to rows [at, at + K) of a packed matrix of `rows` rows.
-static void pack(const float* matrix, int64_t ld, int64_t K, int64_t N, float* packed, int64_t rows, int64_t at = 0) {
-  for (int64_t j = 0; j < blocks_of(N); ++j) {
-    float* block = packed + j * block_size(rows) + at * kLanes;
+// Rows [0, K) of a matrix with leading dimension ld, to a packed matrix; a thread's share of its blocks.
+static void pack(const float* matrix, int64_t ld, int64_t K, int64_t N, float* packed, const Share& share) {
+  const Span own = share_of(share, blocks_of(N));
+  for (int64_t j = own.first; j < own.end; ++j) {
+    float* block = packed + j * block_size(K);
     for (int64_t k = 0; k < K; ++k) {
       store(block + k * kLanes, load(matrix + k * ld + j * kLanes, N - j * kLanes));
     }
   }
 }
 
-// The same of the transposed matrix: `matrix` is (N, K), and rows from K on, up to its padding, become zero.
-static void pack_transposed(const float* matrix, int64_t ld, int64_t K, int64_t N, float* packed, int64_t rows,
-                            int64_t at) {
-  for (int64_t j = 0; j < blocks_of(N); ++j) {
+// The same of the transposed matrix, to rows [at, at + K) of a packed matrix of `rows` rows: `matrix` is (N, K), and rows from K
+// on, up to its padding, become zero.
+static void pack_transposed(const float* matrix, int64_t ld, int64_t K, int64_t N, float* packed, int64_t rows, int64_t at,
+                            const Share& share) {
+  const Span own = share_of(share, blocks_of(N));
+  for (int64_t j = own.first; j < own.end; ++j) {
     float* block = packed + j * block_size(rows) + at * kLanes;
     for (int64_t k = 0; k < padded(K); ++k) store(block + k * kLanes, V{});
     for (int64_t lane = 0; lane < least(kLanes, N - j * kLanes); ++lane) {
@@ -95,33 +112,34 @@ INLINE int64_t width_of(int64_t rows) {
                        : most_blocks<1, G>();
 }
 
-// How the product that every step has, with K rows, is covered: in tiles of `width` blocks, none of which begins beyond `last`.
+// How blocks [first, end) of the product that every step has, with K rows, are covered: in tiles of `width` blocks, of which
+// the last begins at `last`.
 struct Order {
-  int64_t width, last;
+  int64_t width, first, last, end;
 };
 
 // A single row does little else than wait for weights: its tiles are no wider than what stays in the first-level cache.
 template <int G>
-static Order order_of(int64_t rows, int64_t blocks, int64_t K) {
+static Order order_of(int64_t rows, Span blocks, int64_t K) {
   constexpr int64_t kFirstLevel = 32 * 1024 / sizeof(float);
   const int64_t most = width_of<G>(rows), stays = kFirstLevel / (G * block_size(K));
   const int64_t width = rows == 1 && stays > 0 ? least(most, stays) : most;
-  return {width, (blocks - 1) / width * width};
+  return {width, blocks.first, blocks.first + (blocks.count() - 1) / width * width, blocks.end};
 }
 
 // One step's product. If every other step goes back, from the last blocks to the first, it finds in the first-level cache those
 // that the step before has ended with.
 template <int G, class Tile>
-static void cover(const Tile& tile, int64_t rows, int64_t blocks, const Order& order, bool back) {
+static void cover(const Tile& tile, Span rows, const Order& order, bool back) {
   const int64_t by = back ? -order.width : order.width;
-  for (int64_t block = back ? order.last : 0; 0 <= block && block <= order.last; block += by) {
-    rows_of<kTall, G>(tile, 0, rows, block, least(block + order.width, blocks));
+  for (int64_t block = back ? order.last : order.first; order.first <= block && block <= order.last; block += by) {
+    rows_of<kTall, G>(tile, rows.first, rows.end, block, least(block + order.width, order.end));
   }
 }
 
 template <int G, class Tile>
-static void cover(const Tile& tile, int64_t rows, int64_t blocks) {
-  cover<G>(tile, rows, blocks, {width_of<G>(rows), blocks - 1}, false);
+static void cover(const Tile& tile, Span rows, Span blocks) {
+  cover<G>(tile, rows, {width_of<G>(rows.count()), blocks.first, blocks.end - 1, blocks.end}, false);
 }
 
 // out[m] = init + a[m] · B for all rows m: a plain product, where `init` is a padded row of N or null.

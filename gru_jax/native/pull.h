@@ -82,14 +82,17 @@ struct PullBeforeGates : Pull {
   }
 };
 
-// λ = source + carry into `lambda` (rows, H; may be null); then, from λ, the slots and the new carry.
-static void pull(const Sizes& sizes, const float* source, float* lambda, float* slots, float* carry, float* before,
-                 const float* drop, const float* recurrent) {
-  const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), stride = slots_stride(H);
+// λ = source + carry into `lambda` (rows, H; may be null); then, from λ, the slots and the new carry. False if the rest is left to
+// the other thread.
+static bool pull(const Sizes& sizes, const float* source, float* lambda, float* slots, float* carry, float* before,
+                 const float* drop, const float* recurrent, Share& share) {
+  const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), stride = slots_stride(H), blocks = width / kLanes;
+  const Span own = share_of(share, blocks);
   const float *a[kChunk], *gates[kChunk];
   for (int64_t row = 0; row < rows; ++row) {
-    float* slot = slots + row * stride;
-    for (int64_t column = 0; column < H; column += kLanes, slot += kLanes) {
+    for (int64_t block = own.first; block < own.end; ++block) {
+      const int64_t column = block * kLanes;
+      float* slot = slots + row * stride + column;
       V cotangent = load(source + row * H + column, H - column) + load(carry + row * width + column);
       V d_n = load(slot + kAN * width) * cotangent;
       store(slot + kAN * width, d_n);
@@ -105,10 +108,13 @@ static void pull(const Sizes& sizes, const float* source, float* lambda, float* 
     gates[row] = slots + row * stride + kCR * width;
   }
   const Pull job = {slots, stride, a, gates, before, carry, drop, recurrent, H, width};
+  if (!meet(share)) return false;
   if (sizes.reset_after) {
-    cover<1>(PullAfter{job}, rows, width / kLanes);
-  } else {
-    cover<1>(PullBeforeCandidate{job}, rows, width / kLanes);
-    cover<1>(PullBeforeGates{job}, rows, width / kLanes);
+    cover<1>(PullAfter{job}, rows, share_of(share, blocks));
+    return true;
   }
+  cover<1>(PullBeforeCandidate{job}, rows, share_of(share, blocks));
+  if (!meet(share)) return false;
+  cover<1>(PullBeforeGates{job}, rows, share_of(share, blocks));
+  return true;
 }

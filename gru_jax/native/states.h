@@ -127,49 +127,49 @@ struct ResetBeforeCandidate : Step {
   }
 };
 
-// A step. What is not kept costs nothing: even a branch for it slows a single row down by a few per cent.
+// A thread's share of a step; false if the rest is left to the other. What is not kept costs nothing: even a branch for it slows
+// a single row down by a few per cent.
 template <bool kKeep>
-static void take(const Step& step, bool reset_after, int64_t rows, int64_t blocks, const Order& order, bool back) {
+static bool take(const Step& step, bool reset_after, int64_t rows, int64_t blocks, bool back, Share& share) {
   if (reset_after) {
-    cover<3>(ResetAfter<kKeep>{step}, rows, blocks, order, back);
+    cover<3>(ResetAfter<kKeep>{step}, rows, order_of<3>(rows, share_of(share, blocks), step.H), back);
   } else {
-    cover<2>(ResetBeforeGates<kKeep>{step}, rows, blocks, order, back);
-    cover<1>(ResetBeforeCandidate<kKeep>{step}, rows, blocks);
+    cover<2>(ResetBeforeGates<kKeep>{step}, rows, order_of<2>(rows, share_of(share, blocks), step.H), back);
+    if (!meet(share)) return false;
+    cover<1>(ResetBeforeCandidate<kKeep>{step}, rows, share_of(share, blocks));
   }
+  return meet(share);
 }
 
 static int64_t projected_size(const Sizes& sizes) { return kChunk * 3 * padded(sizes.features); }
 
 // The projection x W + b of a chunk: (steps, rows, 3, padded H).
-static void project(const States& job, int64_t i, float* projected) {
+static void project(const States& job, int64_t i, float* projected, const Share& share) {
   const Recurrence& in = job.in;
   const Sizes& sizes = in.sizes;
   const int64_t chunk = steps_per_chunk(sizes), first = i * chunk, count = least(chunk, sizes.steps - first);
+  const Span own = share_of(share, count * sizes.rows);
   const float* a[kChunk];
   float* out[kChunk];
-  int64_t width = 3 * padded(sizes.features), m = 0;
-  for (int64_t s = first; s < first + count; ++s) {
-    for (int64_t row = 0; row < sizes.rows; ++row, ++m) {
-      a[m] = row_of(in.xs, time_of(sizes, s), row, sizes.in_features);
-      out[m] = projected + m * width;
-    }
+  const int64_t width = 3 * padded(sizes.features);
+  for (int64_t m = own.first; m < own.end; ++m) {
+    a[m] = row_of(in.xs, time_of(sizes, first + m / sizes.rows), m % sizes.rows, sizes.in_features);
+    out[m] = projected + m * width;
   }
   Plain product = {a, sizes.in_features, in.weights.kernel, in.weights.bias, out, width};
-  cover<1>(product, m, width / kLanes);
+  cover<1>(product, own, width / kLanes);
 }
 
-static int64_t states_carry_size(const Sizes& sizes) { return 2 * sizes.rows * padded(sizes.features); }
+static int64_t states_carry_size(const Sizes& sizes) { return 3 * sizes.rows * padded(sizes.features); }
 
-static void walk_states(const States& job, int64_t i, float* projected, float* carry) {
+static bool walk_states(const States& job, int64_t i, float* projected, float* carry, Share& share) {
   const Recurrence& in = job.in;
   const Sizes& sizes = in.sizes;
   const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), chunk = steps_per_chunk(sizes);
   const Series hs = {job.hs.data, job.hs.step};
-  float *dropped = carry, *reset = carry + rows * width;
+  float *reset = carry, *dropped = carry + (1 + share.member) * rows * width;  // each thread drops all columns for itself
   const float *h_in[kChunk], *h_tm1[kChunk], *reset_rows[kChunk];
   for (int64_t row = 0; row < rows; ++row) reset_rows[row] = reset + row * width;
-  const int64_t blocks = blocks_of(H);
-  const Order order = sizes.reset_after ? order_of<3>(rows, blocks, H) : order_of<2>(rows, blocks, H);
 
   for (int64_t s = i * chunk; s < least((i + 1) * chunk, sizes.steps); ++s) {
     const int64_t t = time_of(sizes, s);
@@ -194,12 +194,10 @@ static void walk_states(const States& job, int64_t i, float* projected, float* c
                        H,
                        width,
                        packed_matrix(H, H)};
-    if (step.kept) {
-      take<true>(step, sizes.reset_after, rows, blocks, order, s % 2);
-    } else {
-      take<false>(step, sizes.reset_after, rows, blocks, order, s % 2);
-    }
+    const auto taken = step.kept ? take<true> : take<false>;
+    if (!taken(step, sizes.reset_after, rows, blocks_of(H), s % 2, share)) return false;
   }
+  return true;
 }
 
-static void leave(const States&, int64_t, float*) {}
+static void leave(const States&, int64_t, float*, const Share&) {}

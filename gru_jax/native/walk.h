@@ -42,6 +42,17 @@ INLINE const float* state_before(const Recurrence& in, const Series& hs, int64_t
   return row_of(hs, time_of(sizes, s - 1), row, sizes.features);
 }
 
+INLINE bool meet(Share& share) { return share.members == 1 || share.meet(share); }
+
+// The columns of blocks, of n that there are.
+INLINE Span columns_of(Span blocks, int64_t n) { return {least(blocks.first * kLanes, n), least(blocks.end * kLanes, n)}; }
+
+INLINE void clear(float* to, int64_t rows, int64_t stride, Span columns) {
+  for (int64_t row = 0; row < rows; ++row) {
+    __builtin_memset(to + row * stride + columns.first, 0, columns.count() * sizeof(float));
+  }
+}
+
 INLINE void copy(const float* from, float* to, int64_t n) { __builtin_memcpy(to, from, n * sizeof(float)); }
 
 INLINE void times(const float* a, const float* b, float* to, int64_t n) {

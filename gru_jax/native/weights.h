@@ -8,27 +8,29 @@ static int64_t packed_size(const Weights& weights) {
   return forward + (weights.transposed ? backward : 0) + 6 * 16;
 }
 
-static void pack_bias(const float* bias, int64_t H, float* to) {
-  for (int64_t i = 0; i < H; i += kLanes) store(to + i, bias ? load(bias + i, H - i) : V{});
+static void pack_bias(const float* bias, int64_t H, float* to, const Share& share) {
+  const Span own = columns_of(share_of(share, blocks_of(H)), H);
+  for (int64_t i = own.first; i < own.end; i += kLanes) store(to + i, bias ? load(bias + i, H - i) : V{});
 }
 
 // Uᵀ in the order of the slots of pull.h: reset after, rows n, r, z of one matrix. Reset before, a matrix of rows n, then
 // one of rows r, z.
-static void pack_recurrent_transposed(const Weights& weights, float* to) {
+static void pack_recurrent_transposed(const Weights& weights, float* to, const Share& share) {
   const int64_t H = weights.features, width = padded(H);
   const float *r = weights.recurrent, *z = r + H, *n = z + H;
   if (weights.reset_after) {
-    pack_transposed(n, 3 * H, H, H, to, 3 * width, 0);
-    pack_transposed(r, 3 * H, H, H, to, 3 * width, width);
-    pack_transposed(z, 3 * H, H, H, to, 3 * width, 2 * width);
+    pack_transposed(n, 3 * H, H, H, to, 3 * width, 0, share);
+    pack_transposed(r, 3 * H, H, H, to, 3 * width, width, share);
+    pack_transposed(z, 3 * H, H, H, to, 3 * width, 2 * width, share);
   } else {
-    pack_transposed(n, 3 * H, H, H, to, width, 0);
-    pack_transposed(r, 3 * H, H, H, to + packed_matrix(width, H), 2 * width, 0);
-    pack_transposed(z, 3 * H, H, H, to + packed_matrix(width, H), 2 * width, width);
+    pack_transposed(n, 3 * H, H, H, to, width, 0, share);
+    pack_transposed(r, 3 * H, H, H, to + packed_matrix(width, H), 2 * width, 0, share);
+    pack_transposed(z, 3 * H, H, H, to + packed_matrix(width, H), 2 * width, width, share);
   }
 }
 
-static Packed pack_weights(const Weights& weights, float* memory) {
+// Packs a thread's share of the weights; says where all of them are.
+static Packed pack_weights(const Weights& weights, float* memory, const Share& share) {
   const int64_t D = weights.in_features, H = weights.features, width = padded(H);
   Arena arena = {memory};
   float* kernel = arena.take(3 * packed_matrix(D, H));
@@ -37,19 +39,19 @@ static Packed pack_weights(const Weights& weights, float* memory) {
   float* recurrent_bias = arena.take(width);
   Packed packed = {kernel, nullptr, recurrent, nullptr, bias, recurrent_bias};
   for (int64_t gate = 0; gate < 3; ++gate) {
-    if (weights.kernel) pack(weights.kernel + gate * H, 3 * H, D, H, kernel + gate * packed_matrix(D, H), D);
-    pack(weights.recurrent + gate * H, 3 * H, H, H, recurrent + gate * packed_matrix(H, H), H);
-    pack_bias(weights.bias ? weights.bias + gate * H : nullptr, H, bias + gate * width);
+    if (weights.kernel) pack(weights.kernel + gate * H, 3 * H, D, H, kernel + gate * packed_matrix(D, H), share);
+    pack(weights.recurrent + gate * H, 3 * H, H, H, recurrent + gate * packed_matrix(H, H), share);
+    pack_bias(weights.bias ? weights.bias + gate * H : nullptr, H, bias + gate * width, share);
   }
-  pack_bias(weights.recurrent_bias, H, recurrent_bias);
+  pack_bias(weights.recurrent_bias, H, recurrent_bias, share);
   if (!weights.transposed) return packed;
   float* recurrent_transposed = arena.take(packed_matrix(width, H) + packed_matrix(2 * width, H));
-  pack_recurrent_transposed(weights, recurrent_transposed);
+  pack_recurrent_transposed(weights, recurrent_transposed, share);
   packed.recurrent_transposed = recurrent_transposed;
   if (weights.kernel) {
     float* kernel_transposed = arena.take(packed_matrix(3 * width, D));
     for (int64_t gate = 0; gate < 3; ++gate) {
-      pack_transposed(weights.kernel + gate * H, 3 * H, H, D, kernel_transposed, 3 * width, gate * width);
+      pack_transposed(weights.kernel + gate * H, 3 * H, H, D, kernel_transposed, 3 * width, gate * width, share);
     }
     packed.kernel_transposed = kernel_transposed;
   }
