@@ -30,10 +30,10 @@ try:
 except ImportError as error:
     missing = f"the native kernels are not installed ({error}); a C++ compiler at installation builds them"
 
-WIDE, PER_ROW, FEW = 750_000, 30_000, 16
-"""A gradient is left to XLA if W and U hold more numbers than the first, and more than the second for each row of the
-batch; the states, if there are more numbers than the first, and fewer rows than the third. The kernels share out rows
-among threads, XLA the columns of each product (measured: README)."""
+SMALL, PER_USE = 1 << 18, {"gru_states": 750_000, "gru_pull": 50_000}
+"""A recurrence is left to XLA if W and U hold more numbers than the first, and more than the second for each step and
+sequence that uses them: the kernels begin with a copy of the weights in an order of their own, and their gradient ends
+with a sum of the parts' (measured: README)."""
 KEPT_FROM = 1 << 16
 """Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README). With fewer, the
 kernels would still be faster by a little, XLA's loops slower, and the memory is five times that of the states."""
@@ -72,19 +72,19 @@ def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> s
         return "an axis is empty, or its size is not known"
     if primitive == "gru_pull" and named["hs"].shape != named["ct"].shape:
         return "many cotangents share one linearisation"
-    if params["method"] == "auto" and primitive != "gru_linear" and _is_wide(primitive, named):
-        return "XLA is faster for so few rows of so wide a state"
+    if params["method"] == "auto" and primitive in PER_USE and _is_short(primitive, named):
+        return "XLA is faster for so few steps of so wide a state"
     return None
 
 
-def _is_wide(primitive: str, named: dict[str, Any]) -> bool:
-    """Whether the weights are so many, for so few rows, that the kernels are slower than XLA."""
+def _is_short(primitive: str, named: dict[str, Any]) -> bool:
+    """Whether the weights are so many, for what they are used, that the kernels are slower than XLA."""
     o = Operands(**{name: x for name, x in named.items() if name in Operands._fields})
     lead, weights = o.lead(), o.weight_count()
-    rows = math.prod(lead[o.groups :])
     if math.prod(lead[: o.groups]) > 1:
-        return False  # there are as many products as groups to share out
-    return weights > WIDE and rows < FEW if primitive == "gru_states" else weights > max(WIDE, PER_ROW * rows)
+        return False  # XLA has no fast product of several matrices
+    uses = o.xs.shape[0] * math.prod(lead[o.groups :])
+    return weights > max(SMALL, PER_USE[primitive] * uses)
 
 
 def keeps(o: Operands) -> bool:

@@ -58,13 +58,21 @@ def test_lowerings_name_the_instruction_set():
 
 @native
 @pytest.mark.parametrize(
-    ("batch", "features", "states", "pull"),
-    [(1, 256, True, True), (1, 512, False, False), (16, 512, True, False), (64, 512, True, True)],
+    ("steps", "batch", "features", "states", "pull"),
+    [
+        (1, 1, 256, True, True),
+        (1, 1, 512, False, False),
+        (5, 1, 512, True, False),
+        (20, 1, 512, True, True),
+        (5, 4, 512, True, True),
+    ],
 )
-def test_few_rows_of_wide_states_are_left_to_xla(batch, features, states, pull):
+def test_few_uses_of_many_weights_are_left_to_xla(steps, batch, features, states, pull):
     def used(method, *groups):
         params = gru_jax.CUDNN.init(jax.random.key(0), 64, features)
-        shapes = [jax.ShapeDtypeStruct((*groups, *x.shape), jnp.float32) for x in (*params, jnp.ones((5, batch, 64)))]
+        shapes = [
+            jax.ShapeDtypeStruct((*groups, *x.shape), jnp.float32) for x in (*params, jnp.ones((steps, batch, 64)))
+        ]
 
         def loss(*args):
             return (gru_jax.unroll(gru_jax.CUDNN, gru_jax.Params(*args[:-1]), args[-1], method=method)[1] ** 2).sum()
@@ -83,12 +91,8 @@ def test_few_rows_of_wide_states_are_left_to_xla(batch, features, states, pull):
 def test_one_of_them_left_to_xla(cell, left, kept, keep, monkeypatch):
     """The states of a kernel, and what it keeps, are right for the gradient of XLA, and the other way round."""
     keep(kept)
-    monkeypatch.setattr(lowering, "WIDE", 0)
-    if left == "gru_states":
-        monkeypatch.setattr(lowering, "PER_ROW", float("inf"))
-    else:
-        monkeypatch.setattr(lowering, "PER_ROW", 0)
-        monkeypatch.setattr(lowering, "FEW", 0)
+    monkeypatch.setattr(lowering, "SMALL", 0)
+    monkeypatch.setattr(lowering, "PER_USE", dict.fromkeys(lowering.PER_USE, float("inf")) | {left: 0})
     p = problem(cell, OPTIONS["all"])
 
     def value_and_gradient(method):
