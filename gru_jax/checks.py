@@ -77,3 +77,9 @@ def lengths(name: str, value: jax.Array, batch: tuple[Any, ...], steps: Any) -> 
     values = np.asarray(value)
     if values.size and not (0 <= values.min() and values.max() <= steps):
         raise ValueError(f"{name} must lie in [0, T] = [0, {steps}], got values in [{values.min()}, {values.max()}]")
+
+
+def dtype(name: str, value: Any) -> None:
+    """Refuses anything but a real floating-point dtype, or None."""
+    if value is not None and not jnp.issubdtype(value, jnp.floating):
+        raise TypeError(f"{name} must be a floating-point dtype or None, got {value!r}")

@@ -1,8 +1,7 @@
 """Stacks of GRU layers as functions of arrays: what `gru_jax.nnx` and `gru_jax.linen` have in common.
 
-The modules own parameters and random streams; everything that is computed from them, and every check of what a user
-passes in, is here. Layers and directions lie in one flat order, that of PyTorch: layer 0 forward, layer 0 backward,
-layer 1 forward, and so on.
+The modules own parameters and random streams; everything that is computed from them is here. Layers and directions lie
+in one flat order, that of PyTorch: layer 0 forward, layer 0 backward, layer 1 forward, and so on.
 """
 
 import dataclasses
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks
+from gru_jax import arguments, checks
 from gru_jax.cells import GRU, Params
 from gru_jax.unroll import unroll
 
@@ -77,7 +76,7 @@ class Stack:
         checks.rate("dropout", self.dropout)
         checks.rate("recurrent_dropout", self.recurrent_dropout)
         checks.choice("method", self.method, self.cell.methods)
-        check_dtype("dtype", self.dtype)
+        checks.dtype("dtype", self.dtype)
 
     @property
     def directions(self) -> int:
@@ -129,7 +128,7 @@ class Stack:
         Raises:
           TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
         """
-        xs = self._time_first(check_inputs(inputs, params[0].in_features, self.time_major), -2)
+        xs = self._time_first(arguments.inputs(inputs, params[0].in_features, self.time_major), -2)
         steps, *batch = xs.shape[:-1]
         h_0s = self._check_carry("initial_carry", initial_carry, tuple(batch))
         if seq_lengths is not None:
@@ -174,7 +173,7 @@ class Stack:
             raise ValueError(
                 f"step needs layers that run forward only, got {given}=True: the last step of a sequence comes first"
             )
-        x_t = check_step_input("x_t", x_t, params[0].in_features)
+        x_t = arguments.step_input("x_t", x_t, params[0].in_features)
         if carry is None:
             raise TypeError("carry must be the state of every layer, as zero_carry makes it, got None")
         states = self._check_carry("carry", carry, x_t.shape[:-1])
@@ -254,7 +253,7 @@ class Stack:
                     f"{self.directions} directions, got {len(carry)}"
                 )
             named = {f"{name}[{i}]": state for i, state in enumerate(carry)}
-        return [check_state(name, state, batch, self.features) for name, state in named.items()]
+        return [arguments.state(name, state, batch, self.features) for name, state in named.items()]
 
 
 def step(cell: GRU, params: Params, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -306,72 +305,3 @@ def backward_resets(resets: jax.Array | None) -> jax.Array | None:
     [False, True, False, False]
     """
     return None if resets is None else jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
-
-
-def check_inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.Array:
-    """`inputs` as an array with a time axis and in_features; any number of them if None."""
-    inputs = checks.array("inputs", inputs)
-    checks.floating("inputs", inputs)
-    symbols = "(time, *batch, in_features)" if time_major else "(*batch, time, in_features)"
-    if inputs.ndim < 2:
-        raise ValueError(f"inputs must have shape {symbols}, got {inputs.shape}")
-    if in_features is not None:
-        checks.shape("inputs", inputs, symbols, (*inputs.shape[:-1], in_features))
-    return inputs
-
-
-def check_step(carry: Any, inputs: Any, in_features: int | None, features: int) -> tuple[jax.Array, jax.Array]:
-    """The arguments of a cell's step as arrays that fit; any in_features if None."""
-    inputs = check_step_input("inputs", inputs, in_features)
-    return check_state("carry", carry, inputs.shape[:-1], features), inputs
-
-
-def check_step_input(name: str, value: Any, in_features: int | None) -> jax.Array:
-    """The input of one step (*batch, in_features) as an array; any in_features if None."""
-    value = checks.array(name, value)
-    checks.floating(name, value)
-    if value.ndim < 1:
-        raise ValueError(f"{name} must have shape (*batch, in_features), got {value.shape}")
-    if in_features is not None:
-        checks.shape(name, value, "(*batch, in_features)", (*value.shape[:-1], in_features))
-    return value
-
-
-def check_state(name: str, value: Any, batch: tuple[int, ...], features: int) -> jax.Array:
-    """A state (*batch, features) as an array."""
-    value = checks.array(name, value)
-    checks.shape(name, value, "(*batch, features)", (*batch, features))
-    checks.floating(name, value)
-    return value
-
-
-def check_input_shape(input_shape: Any, in_features: int | None) -> tuple[int, ...]:
-    """The shape (*batch, in_features) of one step's input, as `initialize_carry` takes it; any in_features if None."""
-    try:
-        shape = tuple(input_shape)
-    except TypeError as error:
-        raise TypeError(f"input_shape must be a tuple (*batch, in_features), got {input_shape!r}") from error
-    if not shape or (in_features is not None and shape[-1] != in_features):
-        width = "" if in_features is None else f" with in_features = {in_features}"
-        raise ValueError(f"input_shape must be (*batch, in_features){width}, got {shape}")
-    return shape
-
-
-def check_dtype(name: str, value: Any) -> None:
-    """Refuses anything but a real floating-point dtype, or None."""
-    if value is not None and not jnp.issubdtype(value, jnp.floating):
-        raise TypeError(f"{name} must be a floating-point dtype or None, got {value!r}")
-
-
-def check_parts(inits: dict[str, Any], activations: dict[str, Any], use_bias: Any, param_dtype: Any) -> None:
-    """The constructor arguments that cells and layers share; inits and activations by the names a caller gave."""
-    for name, value in (inits | activations).items():
-        if not (name == "update_bias_init" and value is None):
-            checks.function(name, value)
-    if not isinstance(use_bias, bool):
-        raise TypeError(f"use_bias must be a bool, got {use_bias!r}")
-    if inits["update_bias_init"] is not None and not use_bias:
-        raise ValueError("update_bias_init needs use_bias=True, got use_bias=False")
-    check_dtype("param_dtype", param_dtype)
-    if param_dtype is None:
-        raise TypeError("param_dtype must be a floating-point dtype, got None")

@@ -1,149 +1,20 @@
-"""The GRU for Flax's linen: a cell that takes the place of `flax.linen.GRUCell`, and whole layers.
+"""Whole layers for Flax's linen."""
 
-Parameters have the names and shapes that Flax gives them, so that a checkpoint of Flax's modules loads unchanged.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gru_jax import cells, checks, initializers, layers
+from gru_jax import arguments, cells, initializers, layers
 from gru_jax.convert.frameworks import from_linen, to_linen
 from gru_jax.convert.model import Model, check_model, layer_arguments
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.layers import Carry
-
-__all__ = ["GRU", "GRUCell"]
-
-
-class GRUCell(nn.RNNCellBase):
-    """A GRU cell that takes the place of `flax.linen.GRUCell`, also inside `nn.RNN` and `nn.Bidirectional`.
-
-    Its parameter tree is Flax's: `kernel` and `bias` under ir, iz, in and hn, `kernel` under hr and hz. The same key
-    draws the same parameters.
-
-    Attributes:
-      features: width of the state.
-      gate_fn: activation of the gates.
-      activation_fn: activation of the candidate.
-      kernel_init: initializer of each gate's input weights.
-      recurrent_kernel_init: initializer of each gate's recurrent weights.
-      bias_init: initializer of all biases.
-      dtype: of the computation; the promotion of inputs and parameters if None.
-      param_dtype: of the parameters.
-      carry_init: initializer of `initialize_carry`.
-      reset_after: whether the reset gate acts after the recurrent product, as in Flax, or before it; there is no bias
-        under hn then.
-      use_bias: whether there are biases.
-      update_bias_init: initializer of the update gate's bias where it is to differ from the others, e.g.
-        `gru_jax.initializers.chrono(100)`.
-
-    Raises:
-      TypeError, ValueError: on construction, if an attribute is not of its kind.
-
-    >>> cell = GRUCell(features=4)
-    >>> carry = cell.initialize_carry(None, (2, 3))
-    >>> variables = cell.init(jax.random.key(0), carry, jnp.ones((2, 3)))
-    >>> carry, output = cell.apply(variables, carry, jnp.ones((2, 3)))
-    >>> sorted(variables["params"]), variables["params"]["hn"]["kernel"].shape
-    (['hn', 'hr', 'hz', 'in', 'ir', 'iz'], (4, 4))
-    """
-
-    features: int
-    gate_fn: Activation = jax.nn.sigmoid
-    activation_fn: Activation = jnp.tanh
-    kernel_init: Initializer = initializers.lecun_normal
-    recurrent_kernel_init: Initializer = initializers.orthogonal
-    bias_init: Initializer = initializers.zeros
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    carry_init: Initializer = initializers.zeros
-    reset_after: bool = True
-    use_bias: bool = True
-    update_bias_init: Initializer | None = None
-
-    def __post_init__(self) -> None:
-        checks.integer("features", self.features, at_least=1)
-        checks.function("carry_init", self.carry_init)
-        layers.check_dtype("dtype", self.dtype)
-        _check_parts(self)
-        super().__post_init__()
-
-    @property
-    def equations(self) -> cells.GRU:
-        """The equations, as `gru_jax.unroll` takes them."""
-        return cells.GRU(self.reset_after, self.gate_fn, self.activation_fn)
-
-    @nn.compact
-    def gru_params(self, in_features: int) -> cells.Params:
-        """The parameters, as `gru_jax.unroll` takes them, drawn if they do not exist.
-
-        Args:
-          in_features: width of the input.
-        """
-        widths = {"i": in_features, "h": self.features}
-        inits = {"i": self.kernel_init, "h": self.recurrent_kernel_init}
-        kernels: dict[str, jax.Array] = {}
-        biases: dict[str, Any] = {}
-        for side in "ih":
-            for gate in "rzn":
-                name = side + gate
-                has_bias = self.use_bias and (side == "i" or (gate == "n" and self.reset_after))
-                given = self.update_bias_init if name == "iz" else None
-                bias_init = self.bias_init if given is None else given
-                kernels[name], biases[name] = _Gate(
-                    self.features, inits[side], bias_init if has_bias else None, self.param_dtype, name=name
-                )(widths[side])
-        return cells.Params(
-            jnp.concatenate([kernels["ir"], kernels["iz"], kernels["in"]], axis=-1),
-            jnp.concatenate([kernels["hr"], kernels["hz"], kernels["hn"]], axis=-1),
-            jnp.concatenate([biases["ir"], biases["iz"], biases["in"]]) if self.use_bias else None,
-            biases["hn"],
-        )
-
-    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """One step.
-
-        Args:
-          carry: the state before, (*batch, features).
-          inputs: (*batch, in_features).
-
-        Returns:
-          (new_carry, output), both the new state (*batch, features); output has the dtype of the computation, new_carry
-          also that of carry where it is wider.
-
-        Raises:
-          TypeError, ValueError: if a shape or dtype does not fit.
-        """
-        carry, inputs = layers.check_step(carry, inputs, None, self.features)
-        params, x = layers.cast(self.gru_params(inputs.shape[-1]), inputs, self.dtype)
-        return layers.step(self.equations, params, carry, x)
-
-    @nn.nowrap
-    def initialize_carry(self, rng: jax.Array | None, input_shape: Sequence[int]) -> jax.Array:
-        """The state before the first step.
-
-        Args:
-          rng: PRNG key for carry_init; None will do for zeros.
-          input_shape: shape of the input of one step, (*batch, in_features).
-
-        Returns:
-          (*batch, features).
-
-        Raises:
-          TypeError, ValueError: if input_shape does not fit.
-        """
-        batch = layers.check_input_shape(input_shape, None)[:-1]
-        return self.carry_init(rng, (*batch, self.features), layers.carry_dtype(self.dtype, self.param_dtype))
-
-    @property
-    def num_feature_axes(self) -> int:
-        """1: inputs are vectors."""
-        return 1
+from gru_jax.linen.cell import GRUCell
+from gru_jax.linen.parameters import Scope, check_parts
 
 
 class GRU(nn.Module):
@@ -210,7 +81,7 @@ class GRU(nn.Module):
     reverse: bool = False
 
     def __post_init__(self) -> None:
-        _check_parts(self)
+        check_parts(self)
         self._stack()
         super().__post_init__()
 
@@ -261,7 +132,7 @@ class GRU(nn.Module):
           TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
         """
         stack = self._stack()
-        inputs = layers.check_inputs(inputs, None, self.time_major)
+        inputs = arguments.inputs(inputs, None, self.time_major)
         is_random = stack.is_random and not (self.deterministic if deterministic is None else deterministic)
         carry, outputs = stack.run(
             self._params(stack.widths(inputs.shape[-1])),
@@ -319,7 +190,7 @@ class GRU(nn.Module):
           TypeError, ValueError: if a shape or dtype does not fit, or the layers run backwards too.
         """
         stack = self._stack()
-        x_t = layers.check_step_input("x_t", x_t, None)
+        x_t = arguments.step_input("x_t", x_t, None)
         return stack.step(self._params(stack.widths(x_t.shape[-1])), carry, x_t)
 
     @nn.compact
@@ -346,13 +217,13 @@ class GRU(nn.Module):
         def layer(width: int) -> list[cells.Params]:
             if not self.bidirectional:
                 return cell(width)
-            forward, backward = (_Scope(cell, name=name) for name in ("forward_rnn", "backward_rnn"))
+            forward, backward = (Scope(cell, name=name) for name in ("forward_rnn", "backward_rnn"))
             return forward(width) + backward(width)
 
         if self.num_layers == 1:
             return layer(widths[0])
         firsts = enumerate(widths[:: len(widths) // self.num_layers])
-        return [params for i, width in firsts for params in _Scope(layer, name=f"layers_{i}")(width)]
+        return [params for i, width in firsts for params in Scope(layer, name=f"layers_{i}")(width)]
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array | None, input_shape: Sequence[int]) -> Carry:
@@ -368,41 +239,4 @@ class GRU(nn.Module):
         Raises:
           TypeError, ValueError: if input_shape does not fit.
         """
-        return self._stack().zero_carry(layers.check_input_shape(input_shape, None), self.param_dtype)
-
-
-class _Gate(nn.Module):
-    """Weights of one gate: `kernel` and, with a bias_init, `bias`, as `nn.Dense` names and draws them."""
-
-    features: int
-    kernel_init: Initializer
-    bias_init: Initializer | None
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
-        kernel = self.param("kernel", self.kernel_init, (width, self.features), self.param_dtype)
-        if self.bias_init is None:
-            return kernel, None
-        return kernel, self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-
-
-class _Scope(nn.Module):
-    """A level of the parameter tree: whatever submodules `build` makes lie under this module's name."""
-
-    build: Callable[[int], list[cells.Params]]
-
-    @nn.compact
-    def __call__(self, width: int) -> list[cells.Params]:
-        return self.build(width)
-
-
-def _check_parts(module: GRUCell | GRU) -> None:
-    """The attributes that cells and layers share."""
-    inits = ("kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init")
-    layers.check_parts(
-        {name: getattr(module, name) for name in inits},
-        {name: getattr(module, name) for name in ("gate_fn", "activation_fn")},
-        module.use_bias,
-        module.param_dtype,
-    )
+        return self._stack().zero_carry(arguments.input_shape(input_shape, None), self.param_dtype)

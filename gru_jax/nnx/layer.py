@@ -1,211 +1,21 @@
-"""The GRU for Flax's nnx: a cell that takes the place of `flax.nnx.GRUCell`, and whole layers."""
+"""Whole layers for Flax's nnx."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 
-from gru_jax import cells, checks, initializers, layers, nnx_variables
+from gru_jax import arguments, cells, checks, initializers, layers
 from gru_jax.convert.model import Model, layer_arguments
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.layers import Carry
-
-__all__ = ["GRU", "GRUCell"]
-
-Streams = nnx.Rngs | nnx.RngStream | jax.Array
-"""Where a call may take its randomness from."""
-
-
-class GRUCell(nnx.RNNCellBase):
-    """A GRU cell that takes the place of `flax.nnx.GRUCell`, also inside `nnx.RNN` and `nnx.Bidirectional`.
-
-    It computes what Flax's cell does once `recurrent_bias` is zero, as it is at first: the candidate's recurrent bias,
-    which cuDNN, PyTorch and Flax's linen have, and Flax's nnx cell leaves out. A zero carry needs no random numbers.
-
-    Attributes:
-      kernel: input weights of the gates r, z, n side by side, (in_features, 3·hidden_features).
-      recurrent_kernel: (hidden_features, 3·hidden_features).
-      bias: (3·hidden_features,), or None.
-      recurrent_bias: (hidden_features,), or None without bias or with reset_after=False.
-
-    >>> cell = GRUCell(in_features=3, hidden_features=4, rngs=nnx.Rngs(0))
-    >>> carry = cell.initialize_carry((2, 3))
-    >>> carry, output = cell(carry, jnp.ones((2, 3)))
-    >>> nnx.RNN(cell)(jnp.ones((2, 10, 3), jnp.float32)).shape
-    (2, 10, 4)
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        hidden_features: int,
-        *,
-        gate_fn: Activation = jax.nn.sigmoid,
-        activation_fn: Activation = jnp.tanh,
-        kernel_init: Initializer = initializers.lecun_normal,
-        recurrent_kernel_init: Initializer = initializers.orthogonal,
-        bias_init: Initializer = initializers.zeros,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        carry_init: Initializer | None = None,
-        promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
-        keep_rngs: bool = False,
-        rngs: nnx.Rngs,
-        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
-        recurrent_kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
-        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
-        reset_after: bool = True,
-        use_bias: bool = True,
-        update_bias_init: Initializer | None = None,
-    ) -> None:
-        """Draws the parameters.
-
-        Args:
-          in_features, hidden_features: widths of input and state.
-          gate_fn, activation_fn: activations of the gates and of the candidate.
-          kernel_init, recurrent_kernel_init, bias_init: initializers, applied to each gate on its own.
-          dtype, promote_dtype: of the computation, and how inputs and parameters come to it, as in `nnx.Linear`.
-          param_dtype: of the parameters.
-          carry_init, keep_rngs: initializer of the carry, and whether to keep a stream forked from rngs.carry for it.
-          rngs: source of the parameters, stream "params".
-          kernel_metadata, recurrent_kernel_metadata, bias_metadata: of the variables; the last of both biases.
-          reset_after: whether the reset gate acts after the recurrent product, as in Flax, or before it.
-          use_bias: whether there are biases.
-          update_bias_init: initializer of the update gate's bias where it is to differ from the others, e.g.
-            `gru_jax.initializers.chrono(100)`.
-
-        Raises:
-          TypeError, ValueError: if an argument is not of its kind.
-        """
-        checks.integer("in_features", in_features, at_least=1)
-        checks.integer("hidden_features", hidden_features, at_least=1)
-        inits = {
-            "kernel_init": kernel_init,
-            "recurrent_kernel_init": recurrent_kernel_init,
-            "bias_init": bias_init,
-            "update_bias_init": update_bias_init,
-        }
-        functions = {"gate_fn": gate_fn, "activation_fn": activation_fn, "promote_dtype": promote_dtype}
-        layers.check_parts(inits, functions, use_bias, param_dtype)
-        layers.check_dtype("dtype", dtype)
-        if carry_init is not None:
-            checks.function("carry_init", carry_init)
-        nnx_variables.check_rngs(rngs, "params")
-        if keep_rngs:
-            nnx_variables.check_rngs(rngs, "carry")
-        self.in_features = in_features
-        self.hidden_features = hidden_features
-        self.gate_fn = gate_fn
-        self.activation_fn = activation_fn
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.promote_dtype = promote_dtype
-        self.carry_init = carry_init
-        self.reset_after = reset_after
-        self.use_bias = use_bias
-        self.rngs = rngs.carry.fork() if keep_rngs else nnx.data(None)
-        key = rngs.params()
-        kernel_init, kernel_box = nnx_variables.unbox(kernel_init, key, (in_features, hidden_features))
-        recurrent_kernel_init, recurrent_box = nnx_variables.unbox(
-            recurrent_kernel_init, key, (hidden_features, hidden_features)
-        )
-        bias_init, bias_box = nnx_variables.unbox(bias_init, key, (hidden_features,))
-        if update_bias_init is not None:
-            update_bias_init, _ = nnx_variables.unbox(update_bias_init, key, (hidden_features,))
-        drawn = self.equations.init(
-            key,
-            in_features,
-            hidden_features,
-            use_bias=use_bias,
-            kernel_init=kernel_init,
-            recurrent_kernel_init=recurrent_kernel_init,
-            bias_init=bias_init,
-            update_bias_init=update_bias_init,
-            dtype=param_dtype,
-        )
-        self.kernel = nnx_variables.variable(drawn.kernel, kernel_box, kernel_metadata)
-        self.recurrent_kernel = nnx_variables.variable(drawn.recurrent_kernel, recurrent_box, recurrent_kernel_metadata)
-        self.bias = nnx_variables.variable(drawn.bias, bias_box, bias_metadata)
-        self.recurrent_bias = nnx_variables.variable(drawn.recurrent_bias, bias_box, bias_metadata)
-
-    @property
-    def equations(self) -> cells.GRU:
-        """The equations, as `gru_jax.unroll` takes them."""
-        return cells.GRU(self.reset_after, self.gate_fn, self.activation_fn)
-
-    @property
-    def params(self) -> cells.Params:
-        """The parameters, as `gru_jax.unroll` takes them."""
-        return cells.Params(
-            self.kernel[...],
-            self.recurrent_kernel[...],
-            None if self.bias is None else self.bias[...],
-            None if self.recurrent_bias is None else self.recurrent_bias[...],
-        )
-
-    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """One step.
-
-        Args:
-          carry: the state before, (*batch, hidden_features).
-          inputs: (*batch, in_features).
-
-        Returns:
-          (new_carry, output), both the new state (*batch, hidden_features); output has the dtype of the computation,
-          new_carry also that of carry where it is wider.
-
-        Raises:
-          TypeError, ValueError: if a shape or dtype does not fit.
-        """
-        carry, inputs = layers.check_step(carry, inputs, self.in_features, self.hidden_features)
-        kernel, recurrent_kernel, bias, recurrent_bias = self.params
-        # Three at a time, for that is what a user's own promote_dtype expects of an nnx.Linear. The carry is left out:
-        # it stays float32 in half precision.
-        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
-        x, recurrent_kernel, recurrent_bias = self.promote_dtype(
-            (x, recurrent_kernel, recurrent_bias), dtype=self.dtype
-        )
-        return layers.step(self.equations, cells.Params(kernel, recurrent_kernel, bias, recurrent_bias), carry, x)
-
-    def initialize_carry(
-        self,
-        input_shape: Sequence[int],
-        rngs: nnx.Rngs | nnx.RngStream | None = None,
-        carry_init: Initializer | None = None,
-    ) -> jax.Array:
-        """The state before the first step.
-
-        Args:
-          input_shape: shape of the input of one step, (*batch, in_features).
-          rngs: where a random carry_init takes its key from; a zero carry leaves it alone.
-          carry_init: takes the place of the constructor's.
-
-        Returns:
-          (*batch, hidden_features).
-
-        Raises:
-          ValueError: if input_shape does not fit, or a carry_init other than zeros has no rngs.
-        """
-        batch = layers.check_input_shape(input_shape, self.in_features)[:-1]
-        shape, dtype = (*batch, self.hidden_features), layers.carry_dtype(self.dtype, self.param_dtype)
-        init = self.carry_init if carry_init is None else carry_init
-        if init is None or init is initializers.zeros:
-            return jnp.zeros(shape, dtype)
-        rngs = self.rngs if rngs is None else rngs
-        if rngs is None:
-            raise ValueError("rngs must be given where carry_init is not zeros, got None")
-        return init(nnx_variables.draw_key(rngs, "carry"), shape, dtype)
-
-    @property
-    def num_feature_axes(self) -> int:
-        """1: inputs are vectors."""
-        return 1
+from gru_jax.nnx import variables
+from gru_jax.nnx.cell import GRUCell
+from gru_jax.nnx.variables import Streams
 
 
 class GRU(nnx.Module):
@@ -300,7 +110,7 @@ class GRU(nnx.Module):
             reverse=reverse,
         )
         if self.stack.is_random:
-            nnx_variables.check_rngs(rngs, "dropout")
+            variables.check_rngs(rngs, "dropout")
         make = functools.partial(
             GRUCell,
             hidden_features=features,
@@ -355,7 +165,7 @@ class GRU(nnx.Module):
         """
         key = None
         if self.stack.is_random and not (self.deterministic if deterministic is None else deterministic):
-            key = nnx_variables.draw_key(self.rngs if rngs is None else rngs, "dropout")
+            key = variables.draw_key(self.rngs if rngs is None else rngs, "dropout")
         carry, outputs = self.stack.run(
             [cell.params for cell in self.cells],
             inputs,
@@ -432,7 +242,7 @@ class GRU(nnx.Module):
         Raises:
           TypeError, ValueError: if input_shape does not fit.
         """
-        return self.stack.zero_carry(layers.check_input_shape(input_shape, self.in_features), self.param_dtype)
+        return self.stack.zero_carry(arguments.input_shape(input_shape, self.in_features), self.param_dtype)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """What `nnx.view` may set.

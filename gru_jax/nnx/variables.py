@@ -11,6 +11,9 @@ from flax import nnx
 
 from gru_jax.initializers import Initializer
 
+Streams = nnx.Rngs | nnx.RngStream | jax.Array
+"""Where a call may take its randomness from."""
+
 
 def check_rngs(rngs: Any, stream: str) -> None:
     """Refuses what has no stream of this name and no default one."""

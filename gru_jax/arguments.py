@@ -1,0 +1,70 @@
+"""Checks of the arguments that the cells and layers of `gru_jax.nnx` and `gru_jax.linen` share."""
+
+from typing import Any
+
+import jax
+
+from gru_jax import checks
+
+
+def inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.Array:
+    """`inputs` as an array with a time axis and in_features; any number of them if None."""
+    inputs = checks.array("inputs", inputs)
+    checks.floating("inputs", inputs)
+    symbols = "(time, *batch, in_features)" if time_major else "(*batch, time, in_features)"
+    if inputs.ndim < 2:
+        raise ValueError(f"inputs must have shape {symbols}, got {inputs.shape}")
+    if in_features is not None:
+        checks.shape("inputs", inputs, symbols, (*inputs.shape[:-1], in_features))
+    return inputs
+
+
+def step(carry: Any, inputs: Any, in_features: int | None, features: int) -> tuple[jax.Array, jax.Array]:
+    """The arguments of a cell's step as arrays that fit; any in_features if None."""
+    inputs = step_input("inputs", inputs, in_features)
+    return state("carry", carry, inputs.shape[:-1], features), inputs
+
+
+def step_input(name: str, value: Any, in_features: int | None) -> jax.Array:
+    """The input of one step (*batch, in_features) as an array; any in_features if None."""
+    value = checks.array(name, value)
+    checks.floating(name, value)
+    if value.ndim < 1:
+        raise ValueError(f"{name} must have shape (*batch, in_features), got {value.shape}")
+    if in_features is not None:
+        checks.shape(name, value, "(*batch, in_features)", (*value.shape[:-1], in_features))
+    return value
+
+
+def state(name: str, value: Any, batch: tuple[int, ...], features: int) -> jax.Array:
+    """A state (*batch, features) as an array."""
+    value = checks.array(name, value)
+    checks.shape(name, value, "(*batch, features)", (*batch, features))
+    checks.floating(name, value)
+    return value
+
+
+def input_shape(input_shape: Any, in_features: int | None) -> tuple[int, ...]:
+    """The shape (*batch, in_features) of one step's input, as `initialize_carry` takes it; any in_features if None."""
+    try:
+        shape = tuple(input_shape)
+    except TypeError as error:
+        raise TypeError(f"input_shape must be a tuple (*batch, in_features), got {input_shape!r}") from error
+    if not shape or (in_features is not None and shape[-1] != in_features):
+        width = "" if in_features is None else f" with in_features = {in_features}"
+        raise ValueError(f"input_shape must be (*batch, in_features){width}, got {shape}")
+    return shape
+
+
+def parts(inits: dict[str, Any], activations: dict[str, Any], use_bias: Any, param_dtype: Any) -> None:
+    """The constructor arguments that cells and layers share; inits and activations by the names a caller gave."""
+    for name, value in (inits | activations).items():
+        if not (name == "update_bias_init" and value is None):
+            checks.function(name, value)
+    if not isinstance(use_bias, bool):
+        raise TypeError(f"use_bias must be a bool, got {use_bias!r}")
+    if inits["update_bias_init"] is not None and not use_bias:
+        raise ValueError("update_bias_init needs use_bias=True, got use_bias=False")
+    checks.dtype("param_dtype", param_dtype)
+    if param_dtype is None:
+        raise TypeError("param_dtype must be a floating-point dtype, got None")

@@ -1,0 +1,47 @@
+"""What the cell and the layer for Flax's linen share: levels of the tree of parameters, and checks of attributes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from gru_jax import arguments, cells
+from gru_jax.initializers import Initializer
+
+
+class Gate(nn.Module):
+    """Weights of one gate: `kernel` and, with a bias_init, `bias`, as `nn.Dense` names and draws them."""
+
+    features: int
+    kernel_init: Initializer
+    bias_init: Initializer | None
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+        kernel = self.param("kernel", self.kernel_init, (width, self.features), self.param_dtype)
+        if self.bias_init is None:
+            return kernel, None
+        return kernel, self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+
+
+class Scope(nn.Module):
+    """A level of the parameter tree: whatever submodules `build` makes lie under this module's name."""
+
+    build: Callable[[int], list[cells.Params]]
+
+    @nn.compact
+    def __call__(self, width: int) -> list[cells.Params]:
+        return self.build(width)
+
+
+def check_parts(module: nn.Module) -> None:
+    """The attributes that cells and layers share."""
+    inits = ("kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init")
+    arguments.parts(
+        {name: getattr(module, name) for name in inits},
+        {name: getattr(module, name) for name in ("gate_fn", "activation_fn")},
+        module.use_bias,
+        module.param_dtype,
+    )
