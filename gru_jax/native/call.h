@@ -139,7 +139,8 @@ PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from
   const int64_t size = (call.kernels.packed_size(weights) + 15) / 16 * 16;
   PackedGroups packed = {allocate(size * axes.groups), std::make_unique<Packed[]>(axes.groups)};
   if (!packed.memory) return packed;
-  const int64_t members = (call.threads + axes.groups - 1) / axes.groups;
+  const bool small = 3 * H * (D + H) < 1 << 16;  // packed by the time that another thread would have begun
+  const int64_t members = small ? 1 : (call.threads + axes.groups - 1) / axes.groups;
   call.each(axes.groups * members, [&](int64_t i) {
     const int64_t g = i / members;
     Weights group = weights;
