@@ -25,6 +25,7 @@ namespace ffi = xla::ffi;
 
 constexpr int64_t kMostRows = 64;    // of a part; at most kChunk of walk.h
 constexpr double kWorthwhile = 2e6;  // floating-point operations below which another thread is not woken
+constexpr double kLong = 5e6;        // operations of a call in which it is worth while to wait a moment for another thread
 
 // Asks for large pages under memory that a call is about to write, most often for the first time: if every small page of a fresh
 // array had to be fetched from the system, that would take a noticeable share of the time of what fills it. NumPy does the same
@@ -95,7 +96,7 @@ struct Call {
 };
 
 // Whether two threads that share the columns of every step gain more than they lose by meeting in it (measured: README).
-bool worth_meeting(const Call& call, int64_t rows, int64_t H) { return call.flops >= 5e6 && rows * H * H >= 2048; }
+bool worth_meeting(const Call& call, int64_t rows, int64_t H) { return call.flops >= kLong && rows * H * H >= 2048; }
 
 // Threads take parts in turn. While the last ones run, others may be idle, and help with as many.
 int64_t helped(const Call& call, const Parts& parts) {
@@ -139,8 +140,8 @@ PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from
   const int64_t size = (call.kernels.packed_size(weights) + 15) / 16 * 16;
   PackedGroups packed = {allocate(size * axes.groups), std::make_unique<Packed[]>(axes.groups)};
   if (!packed.memory) return packed;
-  const bool small = 3 * H * (D + H) < 1 << 16;  // packed by the time that another thread would have begun
-  const int64_t members = small ? 1 : (call.threads + axes.groups - 1) / axes.groups;
+  const bool alone = 3 * H * (D + H) < 1 << 16 && call.flops < kLong;
+  const int64_t members = alone ? 1 : (call.threads + axes.groups - 1) / axes.groups;
   call.each(axes.groups * members, [&](int64_t i) {
     const int64_t g = i / members;
     Weights group = weights;

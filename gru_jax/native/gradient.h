@@ -16,6 +16,8 @@ struct Chunk {
 
 // Where the operands of each row of a chunk are, of those that a thread linearises.
 struct Rows {
+  explicit Rows(Span own) : own(own) {}
+
   Span own;
   const float* inputs[kChunk];
   const float* states[kChunk];
@@ -297,7 +299,7 @@ static Chunk chunk_at(const Sizes& sizes, int64_t i, float* memory) {
 
 static void linearise_chunk(const Gradient& job, int64_t i, float* memory, const Share& share) {
   const Chunk chunk = chunk_at(job.in.sizes, i, memory);
-  Rows rows{share_of(share, chunk.steps * job.in.sizes.rows), {}, {}, {}, {}, {}};
+  Rows rows(share_of(share, chunk.steps * job.in.sizes.rows));
   gather(job, chunk, rows);
   linearise(job, chunk, rows);
 }
