@@ -26,6 +26,8 @@ namespace ffi = xla::ffi;
 constexpr int64_t kMostRows = 64;    // of a part; at most kChunk of walk.h
 constexpr double kWorthwhile = 2e6;  // floating-point operations below which another thread is not woken
 constexpr double kLong = 5e6;        // operations of a call in which it is worth while to wait a moment for another thread
+constexpr double kRate = 50;         // operations of one thread in a ns, about
+constexpr double kMeeting = 300;     // ns of a step that two threads may share, where they are near each other
 
 // Asks for large pages under memory that a call is about to write, most often for the first time: if every small page of a fresh
 // array had to be fetched from the system, that would take a noticeable share of the time of what fills it. NumPy does the same
@@ -95,8 +97,8 @@ struct Call {
   void each(int64_t tasks, const std::function<void(int64_t)>& task) const { run(tasks, threads, schedule, task); }
 };
 
-// Whether two threads that share the columns of every step gain more than they lose by meeting in it (measured: README).
-bool worth_meeting(const Call& call, int64_t rows, int64_t H) { return call.flops >= kLong && rows * H * H >= 2048; }
+// About how long a step of so many rows takes one thread, in ns (measured, with AVX-512; without it is longer).
+double step_time(int64_t rows, int64_t H) { return rows * H * (1.5 + 0.055 * H); }
 
 // Threads take parts in turn. While the last ones run, others may be idle, and help with as many.
 int64_t helped(const Call& call, const Parts& parts) {
@@ -113,8 +115,7 @@ int64_t rows_for(const Call& call, const Axes& axes, bool may_share) {
   for (int64_t each = std::clamp<int64_t>((axes.rows + 7) / 8 * 8, 8, kMostRows); each >= 8; each -= 8) {
     const Parts parts(axes.groups, axes.rows, each);
     const int64_t last = parts.count() % call.threads;
-    const bool shared =
-        may_share && helped(call, parts) == last && worth_meeting(call, std::min(each, axes.rows), axes.H);
+    const bool shared = may_share && helped(call, parts) == last && step_time(std::min(each, axes.rows), axes.H) > kMeeting;
     const double rounds = parts.count() / call.threads + (last == 0 ? 0.0 : shared ? kHalf : 1.0);
     if (rounds * each < least) {
       least = rounds * each;
@@ -179,16 +180,18 @@ ffi::Error each_pass(const Call& call, const Parts& parts, const Pass<Job>& pass
   const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
   const int64_t chunk = aligned(pass.chunk_size(largest)), alone = parts.count() - helped(call, parts);
   const int64_t slots = alone < parts.count() ? kInFlight : 1;
-  const Help help = worth_meeting(call, largest.rows, largest.features) ? Help::kHalf : Help::kAside;
   const int64_t size = slots * chunk + aligned(pass.carry_size(largest));
   return each_part(call, parts, size, [&](int64_t part, float* memory) {
     const Job job = job_of(part);
     const auto slot = [&](int64_t i) { return memory + i % slots * chunk; };
-    const Stages stages = {call.kernels.chunks(job.in.sizes),
+    const int64_t count = call.kernels.chunks(job.in.sizes);
+    const Stages stages = {count,
+                           call.flops / kRate / parts.count(),
+                           step_time(job.in.sizes.rows, job.in.sizes.features),
                            [&](int64_t i, const Share& share) { pass.ahead(job, i, slot(i), share); },
                            [&](int64_t i, Share& share) { return pass.walk(job, i, slot(i), memory + slots * chunk, share); },
                            [&](int64_t i, const Share& share) { pass.behind(job, i, slot(i), share); }};
-    run_stages(stages, part < alone ? Help::kNone : help, call.flops, call.schedule);
+    run_stages(stages, part >= alone && (count > 1 || call.flops >= kLong), call.schedule);
   });
 }
 

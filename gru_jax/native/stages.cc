@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <limits>
 #include <memory>
@@ -13,13 +14,15 @@ namespace {
 
 constexpr Share kAlone = {0, 1, nullptr, nullptr};
 
-// What the caller and its helper share. A helper that begins late finds all done, and does not touch `stages`.
+// One thread walks, another works ahead of it and behind it; both do what else there is while they would wait. From chunk `first` on.
 class Line {
  public:
   explicit Line(const Stages& stages) : stages_(stages), count_(stages.count) {}
 
+  void start(int64_t first) { ahead_ = walked_ = behind_ = first; }
+
   void walk() {
-    for (int64_t i = 0; i < count_; ++i) {
+    for (int64_t i = walked_; i < count_; ++i) {
       aside_until([this, i] { return ahead_ > i; });
       stages_.walk(i, alone_);
       const std::lock_guard lock(mutex_);
@@ -88,36 +91,39 @@ bool spin_until(Condition reached) {
   return false;
 }
 
-// Two threads that do half of each stage each, and meet between stages and within every step. The helper joins at the first chunk
-// that begins when it is there; if it is late again and again, as where other work takes its processor, it is sent away: so the
-// caller may be alone before and after. A helper that comes after the end does not touch `stages`.
-class Pair {
+// The caller and its helper. The caller begins alone; the helper joins at the first chunk that begins when it is there, and does
+// half of every stage, or works aside. A helper that comes after the end does not touch `stages`.
+class Team {
  public:
-  explicit Pair(const Stages& stages) : stages_(stages), count_(stages.count) {}
+  explicit Team(const Stages& stages) : stages_(stages), count_(stages.count), line_(stages) {}
 
-  void lead(double flops) {
-    constexpr double kPause = 50'000;  // floating-point operations in fifty times the time of a pause
-    for (double waited = 0; waited < flops && !arrived_.load(std::memory_order_relaxed); waited += kPause) pause();
-    Share share = {0, 1, meet, this};
-    bool joined = false;
-    for (int64_t i = 0; i < count_; ++i) {
-      if (!joined && arrived_.load(std::memory_order_acquire)) {
-        joined = true;
-        share.members = 2;
-        begin_.store(i, std::memory_order_release);
-      }
-      chunk(i, share);
-    }
-    if (!joined) begin_.store(count_, std::memory_order_release);
+  void lead() {
+    constexpr double kPause = 1000;  // ns, fifty times as long as a pause
+    for (double waited = 0; waited < stages_.duration && !arrived_.load(std::memory_order_relaxed); waited += kPause) pause();
+    Share share = kAlone;
+    int64_t i = 0;
+    for (; i < count_ && !arrived_.load(std::memory_order_acquire); ++i) chunk(i, share);
+    line_.start(i);
+    begin_.store(i, std::memory_order_release);
+    if (i == count_) return;
+    share = {0, 2, meet, this};
+    half_.store(are_near(share), std::memory_order_relaxed);
+    meet(share);  // one more than kTrials, after which the helper knows
+    if (!half_.load(std::memory_order_relaxed)) return line_.walk();
+    for (; i < count_; ++i) chunk(i, share);
     meet(share);
   }
 
   void follow() {
     arrived_.store(true, std::memory_order_release);
     spin_until([this] { return begin_.load(std::memory_order_acquire) >= 0; });
-    Share share = {1, 2, meet, this};
     int64_t i = begin_.load(std::memory_order_relaxed);
     if (i == count_) return;
+    Share share = {1, 2, meet, this};
+    for (int trial = 0; trial <= kTrials; ++trial) {
+      if (!meet(share)) return;
+    }
+    if (!half_.load(std::memory_order_relaxed)) return line_.help();
     for (; i < count_; ++i) {
       if (!chunk(i, share)) return;
     }
@@ -125,6 +131,17 @@ class Pair {
   }
 
  private:
+  // Whether the processors of the two are near enough each other for a meeting in every step: it costs a step twice the time of
+  // one that has nothing to hand over, and saves it half.
+  bool are_near(Share& share) {
+    const auto now = [] { return std::chrono::steady_clock::now(); };
+    meet(share);
+    const auto before = now();
+    for (int trial = 1; trial < kTrials; ++trial) meet(share);
+    const double meeting = std::chrono::duration<double, std::nano>(now() - before).count() / (kTrials - 1);
+    return 4 * meeting < stages_.step;
+  }
+
   bool chunk(int64_t i, Share& share) const {
     stages_.ahead(i, share);
     if (!meet(share) || !stages_.walk(i, share)) return false;
@@ -134,10 +151,11 @@ class Pair {
 
   static bool meet(Share& share) {
     if (share.members == 1) return true;
-    Pair& pair = *static_cast<Pair*>(share.team);
-    return share.member == 0 ? pair.meet_helper(share) : pair.meet_caller();
+    Team& team = *static_cast<Team*>(share.team);
+    return share.member == 0 ? team.meet_helper(share) : team.meet_caller();
   }
 
+  // A helper that is late again and again, as where other work takes its processor, is sent away; the caller goes on alone.
   bool meet_helper(Share& share) {
     const int64_t n = met_[0].value.load(std::memory_order_relaxed) + 1;
     if (unreliable_) last_.store(n, std::memory_order_relaxed);
@@ -156,13 +174,16 @@ class Pair {
     return last_.load(std::memory_order_relaxed) != n;
   }
 
+  static constexpr int kTrials = 9;
+
   const Stages& stages_;
   const int64_t count_;
+  Line line_;
   int64_t late_ = 0;  // how often the helper came late
   bool unreliable_ = false;
-  std::atomic<bool> arrived_{false};
-  std::atomic<int64_t> begin_{-1};                                        // the helper's first chunk, once it is known
-  std::atomic<int64_t> last_{std::numeric_limits<int64_t>::max()};        // the meeting after which it is sent away
+  std::atomic<bool> arrived_{false}, half_{false};
+  std::atomic<int64_t> begin_{-1};                                  // the helper's first chunk, once it is known
+  std::atomic<int64_t> last_{std::numeric_limits<int64_t>::max()};  // the meeting after which it is sent away
   struct alignas(64) Count {
     std::atomic<int64_t> value{0};
   } met_[2];  // how often each has come to a meeting, in a cache line of its own
@@ -170,16 +191,11 @@ class Pair {
 
 }  // namespace
 
-void run_stages(const Stages& stages, Help help, double flops, const Schedule& schedule) {
-  if (help == Help::kHalf) {
-    auto pair = std::make_shared<Pair>(stages);
-    begin(schedule, [pair] { pair->follow(); });
-    return pair->lead(flops);
-  }
-  if (help == Help::kAside && stages.count > 1) {
-    auto line = std::make_shared<Line>(stages);
-    begin(schedule, [line] { line->help(); });
-    return line->walk();
+void run_stages(const Stages& stages, bool helped, const Schedule& schedule) {
+  if (helped) {
+    auto team = std::make_shared<Team>(stages);
+    begin(schedule, [team] { team->follow(); });
+    return team->lead();
   }
   Share alone = kAlone;
   for (int64_t i = 0; i < stages.count; ++i) {

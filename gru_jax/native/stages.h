@@ -10,22 +10,22 @@
 
 namespace gru_jax {
 
-// What is done with each of `count` chunks: `ahead`, then `walk`, then `behind`.
+// What is done with each of `count` chunks: `ahead`, then `walk`, then `behind`. About how long it takes one thread, in ns: all of
+// it, and a step of the walk.
 struct Stages {
   int64_t count;
+  double duration, step;
   std::function<void(int64_t, const Share&)> ahead;
   std::function<bool(int64_t, Share&)> walk;
   std::function<void(int64_t, const Share&)> behind;
 };
 
-// What another thread is asked for: nothing; to do what is ahead of the walk and behind it, or to do half of every stage.
-enum class Help { kNone, kAside, kHalf };
-
-// Runs all stages of all chunks; each stage takes the chunks in order. Up to kInFlight chunks are at work at a time, so chunks i and
-// i + kInFlight may share memory; without help all may. Again the caller does what nobody has begun, and waits only for what
-// another thread is at, but for a moment at the beginning that is short beside so many floating-point operations.
+// Runs all stages of all chunks; each stage takes the chunks in order. With `helped`, another thread is asked to do half of every
+// stage, or what is ahead of the walk and behind it, whichever is faster; then up to kInFlight chunks are at work at a time, so
+// chunks i and i + kInFlight may share memory, without help all may. The caller does what nobody has begun, and waits only for what
+// another thread is at, but for a moment at the beginning.
 constexpr int64_t kInFlight = 3;
-void run_stages(const Stages& stages, Help help, double flops, const Schedule& schedule);
+void run_stages(const Stages& stages, bool helped, const Schedule& schedule);
 
 }  // namespace gru_jax
 
