@@ -97,8 +97,9 @@ struct Call {
   void each(int64_t tasks, const std::function<void(int64_t)>& task) const { run(tasks, threads, schedule, task); }
 };
 
-// About how long a step of so many rows takes one thread, in ns (measured, with AVX-512; without it is longer).
-double step_time(int64_t rows, int64_t H) { return rows * H * (1.5 + 0.055 * H); }
+// About how long a step of so many rows takes one thread, in ns (measured, with AVX-512): activations, and a product that is bound
+// by the reading of U or by arithmetic.
+double step_time(int64_t rows, int64_t H) { return 1.5 * rows * H + H * H * std::max(0.1, 0.055 * rows); }
 
 // Threads take parts in turn. While the last ones run, others may be idle, and help with as many.
 int64_t helped(const Call& call, const Parts& parts) {
