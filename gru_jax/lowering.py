@@ -30,7 +30,7 @@ try:
 except ImportError as error:
     missing = f"the native kernels are not installed ({error}); a C++ compiler at installation builds them"
 
-SMALL, PER_USE = 1 << 18, {"gru_states": 750_000, "gru_pull": 50_000}
+SMALL, PER_USE = 1 << 18, {"gru_states": 250_000, "gru_pull": 30_000}
 """A recurrence is left to XLA if W and U hold more numbers than the first, and more than the second for each step and
 sequence that uses them: the kernels begin with a copy of the weights in an order of their own, and their gradient ends
 with a sum of the parts' (measured: README)."""

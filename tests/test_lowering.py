@@ -63,8 +63,8 @@ def test_lowerings_name_the_instruction_set():
         (1, 1, 256, True, True),
         (1, 1, 512, False, False),
         (5, 1, 512, True, False),
-        (20, 1, 512, True, True),
-        (5, 4, 512, True, True),
+        (40, 1, 512, True, True),
+        (5, 8, 512, True, True),
     ],
 )
 def test_few_uses_of_many_weights_are_left_to_xla(steps, batch, features, states, pull):
