@@ -20,6 +20,7 @@ struct Span {
 
 // A thread's share of n rows or blocks.
 INLINE Span share_of(const Share& share, int64_t n) {
+  if (share.members == 1) return n;
   return {n * share.member / share.members, n * (share.member + 1) / share.members};
 }
 

@@ -91,6 +91,28 @@ bool spin_until(Condition reached) {
   return false;
 }
 
+// Where other work takes the processors, waiting for a helper costs more than it does: after each that was sent away so many
+// passes of the process ask for none, twice as many each time in a row.
+class Distrust {
+ public:
+  bool allows() {
+    const int64_t left = left_.load(std::memory_order_relaxed);
+    if (left > 0) left_.store(left - 1, std::memory_order_relaxed);
+    return left <= 0;
+  }
+
+  void learn(bool reliable) {
+    const int64_t next = reliable ? 0 : std::min<int64_t>(2 * passes_.load(std::memory_order_relaxed) + 1, 127);
+    passes_.store(next, std::memory_order_relaxed);
+    left_.store(next, std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<int64_t> passes_{0}, left_{0};
+};
+
+Distrust distrust;
+
 // The caller and its helper. The caller begins alone; the helper joins at the first chunk that begins when it is there, and does
 // half of every stage, or works aside. A helper that comes after the end does not touch `stages`.
 class Team {
@@ -112,6 +134,7 @@ class Team {
     if (!half_.load(std::memory_order_relaxed)) return line_.walk();
     for (; i < count_; ++i) chunk(i, share);
     meet(share);
+    distrust.learn(share.members == 2);
   }
 
   void follow() {
@@ -155,13 +178,14 @@ class Team {
     return share.member == 0 ? team.meet_helper(share) : team.meet_caller();
   }
 
-  // A helper that is late again and again, as where other work takes its processor, is sent away; the caller goes on alone.
+  // A helper that is late, as where other work takes its processor, but for once in many times, is sent away; the caller goes on
+  // alone.
   bool meet_helper(Share& share) {
     const int64_t n = met_[0].value.load(std::memory_order_relaxed) + 1;
     if (unreliable_) last_.store(n, std::memory_order_relaxed);
     met_[0].value.store(n, std::memory_order_release);
     if (!spin_until([this, n] { return met_[1].value.load(std::memory_order_acquire) >= n; })) {
-      unreliable_ = ++late_ > 4 + n / 256;
+      unreliable_ = ++late_ > n / 512;
     }
     if (last_.load(std::memory_order_relaxed) == n) share.members = 1;
     return true;
@@ -192,7 +216,7 @@ class Team {
 }  // namespace
 
 void run_stages(const Stages& stages, bool helped, const Schedule& schedule) {
-  if (helped) {
+  if (helped && distrust.allows()) {
     auto team = std::make_shared<Team>(stages);
     begin(schedule, [team] { team->follow(); });
     return team->lead();

@@ -130,13 +130,13 @@ struct ResetBeforeCandidate : Step {
 // A thread's share of a step; false if the rest is left to the other. What is not kept costs nothing: even a branch for it slows
 // a single row down by a few per cent.
 template <bool kKeep>
-static bool take(const Step& step, bool reset_after, int64_t rows, int64_t blocks, bool back, Share& share) {
+static bool take(const Step& step, bool reset_after, int64_t rows, const Order& order, bool back, Share& share) {
   if (reset_after) {
-    cover<3>(ResetAfter<kKeep>{step}, rows, order_of<3>(rows, share_of(share, blocks), step.H), back);
+    cover<3>(ResetAfter<kKeep>{step}, rows, order, back);
   } else {
-    cover<2>(ResetBeforeGates<kKeep>{step}, rows, order_of<2>(rows, share_of(share, blocks), step.H), back);
+    cover<2>(ResetBeforeGates<kKeep>{step}, rows, order, back);
     if (!meet(share)) return false;
-    cover<1>(ResetBeforeCandidate<kKeep>{step}, rows, share_of(share, blocks));
+    cover<1>(ResetBeforeCandidate<kKeep>{step}, rows, share_of(share, blocks_of(step.H)));
   }
   return meet(share);
 }
@@ -170,6 +170,11 @@ static bool walk_states(const States& job, int64_t i, float* projected, float* c
   float *reset = carry, *dropped = carry + (1 + share.member) * rows * width;  // each thread drops all columns for itself
   const float *h_in[kChunk], *h_tm1[kChunk], *reset_rows[kChunk];
   for (int64_t row = 0; row < rows; ++row) reset_rows[row] = reset + row * width;
+  const auto own_order = [&]() INLINE_LAMBDA {
+    const Span own = share_of(share, blocks_of(H));
+    return sizes.reset_after ? order_of<3>(rows, own, H) : order_of<2>(rows, own, H);
+  };
+  Order order = own_order();
 
   for (int64_t s = i * chunk; s < least((i + 1) * chunk, sizes.steps); ++s) {
     const int64_t t = time_of(sizes, s);
@@ -194,8 +199,9 @@ static bool walk_states(const States& job, int64_t i, float* projected, float* c
                        H,
                        width,
                        packed_matrix(H, H)};
-    const auto taken = step.kept ? take<true> : take<false>;
-    if (!taken(step, sizes.reset_after, rows, blocks_of(H), s % 2, share)) return false;
+    const int64_t members = share.members;
+    if (!(step.kept ? take<true> : take<false>)(step, sizes.reset_after, rows, order, s % 2, share)) return false;
+    if (share.members != members) order = own_order();
   }
   return true;
 }
