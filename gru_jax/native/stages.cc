@@ -14,6 +14,15 @@ namespace {
 
 constexpr Share kAlone = {0, 1, nullptr, nullptr};
 
+// A thread's share of a chunk; false if the rest is left to the other.
+bool chunk(const Stages& stages, int64_t i, Share& share) {
+  stages.ahead(i, share);
+  if (share.members > 1 && !share.meet(share)) return false;
+  if (!stages.walk(i, share)) return false;
+  stages.behind(i, share);
+  return true;
+}
+
 // One thread walks, another works ahead of it and behind it; both do what else there is while they would wait. From chunk `first` on.
 class Line {
  public:
@@ -124,16 +133,19 @@ class Team {
     for (double waited = 0; waited < stages_.duration && !arrived_.load(std::memory_order_relaxed); waited += kPause) pause();
     Share share = kAlone;
     int64_t i = 0;
-    for (; i < count_ && !arrived_.load(std::memory_order_acquire); ++i) chunk(i, share);
+    for (; i < count_ && !arrived_.load(std::memory_order_acquire); ++i) chunk(stages_, i, share);
     line_.start(i);
     begin_.store(i, std::memory_order_release);
     if (i == count_) return;
     share = {0, 2, meet, this};
     half_.store(are_near(share), std::memory_order_relaxed);
     meet(share);  // one more than kTrials, after which the helper knows
-    if (!half_.load(std::memory_order_relaxed)) return line_.walk();
-    for (; i < count_; ++i) chunk(i, share);
-    meet(share);
+    if (half_.load(std::memory_order_relaxed)) {
+      for (; i < count_; ++i) chunk(stages_, i, share);
+      meet(share);
+    } else {
+      line_.walk();
+    }
     distrust.learn(share.members == 2);
   }
 
@@ -148,7 +160,7 @@ class Team {
     }
     if (!half_.load(std::memory_order_relaxed)) return line_.help();
     for (; i < count_; ++i) {
-      if (!chunk(i, share)) return;
+      if (!chunk(stages_, i, share)) return;
     }
     meet(share);
   }
@@ -163,13 +175,6 @@ class Team {
     for (int trial = 1; trial < kTrials; ++trial) meet(share);
     const double meeting = std::chrono::duration<double, std::nano>(now() - before).count() / (kTrials - 1);
     return 3 * meeting < stages_.step;
-  }
-
-  bool chunk(int64_t i, Share& share) const {
-    stages_.ahead(i, share);
-    if (!meet(share) || !stages_.walk(i, share)) return false;
-    stages_.behind(i, share);
-    return true;
   }
 
   static bool meet(Share& share) {
@@ -222,11 +227,7 @@ void run_stages(const Stages& stages, bool helped, const Schedule& schedule) {
     return team->lead();
   }
   Share alone = kAlone;
-  for (int64_t i = 0; i < stages.count; ++i) {
-    stages.ahead(i, alone);
-    stages.walk(i, alone);
-    stages.behind(i, alone);
-  }
+  for (int64_t i = 0; i < stages.count; ++i) chunk(stages, i, alone);
 }
 
 }  // namespace gru_jax

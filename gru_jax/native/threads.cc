@@ -27,26 +27,20 @@ int processor() { return -1; }
 void leave(int) {}
 #endif
 
-}  // namespace
-
 #if defined(__SANITIZE_THREAD__)
-namespace {
+std::atomic<int64_t> ended{0};
 
 // The sanitizer cannot see how XLA's pool hands a closure over, either: each has a thread of its own.
 void hand_over(const Schedule&, std::function<void()> closure) { std::thread(std::move(closure)).detach(); }
-
-std::atomic<int64_t> ended{0};
+#else
+void hand_over(const Schedule& schedule, std::function<void()> closure) { schedule(std::move(closure)); }
+#endif
 
 }  // namespace
 
+#if defined(__SANITIZE_THREAD__)
 Visible::Visible() { ended.load(std::memory_order_acquire); }
 Visible::~Visible() { ended.fetch_add(1, std::memory_order_acq_rel); }
-#else
-namespace {
-
-void hand_over(const Schedule& schedule, std::function<void()> closure) { schedule(std::move(closure)); }
-
-}  // namespace
 #endif
 
 // Where few processors share a cache, Linux may wake a thread on the one where its waker goes on working, and leave it there for
