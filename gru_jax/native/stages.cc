@@ -90,9 +90,8 @@ void pause() {
 
 // Waits for what another thread will do within a fraction of a step if it runs; false if that took longer, so that it did not.
 template <class Condition>
-bool spin_until(Condition reached) {
-  constexpr int kSoon = 1 << 11;
-  for (int i = 0; i < kSoon; ++i) {
+bool spin_until(int64_t pauses, Condition reached) {
+  for (int64_t i = 0; i < pauses; ++i) {
     if (reached()) return true;
     pause();
   }
@@ -126,7 +125,7 @@ Distrust distrust;
 // half of every stage, or works aside. A helper that comes after the end does not touch `stages`.
 class Team {
  public:
-  explicit Team(const Stages& stages) : stages_(stages), count_(stages.count), line_(stages) {}
+  explicit Team(const Stages& stages) : stages_(stages), count_(stages.count), line_(stages), patience_(std::max(2048.0, stages.duration / stages.count / 160)) {}
 
   void lead() {
     constexpr double kPause = 1000;  // ns, fifty times as long as a pause
@@ -151,7 +150,7 @@ class Team {
 
   void follow() {
     arrived_.store(true, std::memory_order_release);
-    spin_until([this] { return begin_.load(std::memory_order_acquire) >= 0; });
+    spin_until(patience_, [this] { return begin_.load(std::memory_order_acquire) >= 0; });
     int64_t i = begin_.load(std::memory_order_relaxed);
     if (i == count_) return;
     Share share = {1, 2, meet, this};
@@ -189,7 +188,7 @@ class Team {
     const int64_t n = met_[0].value.load(std::memory_order_relaxed) + 1;
     if (unreliable_) last_.store(n, std::memory_order_relaxed);
     met_[0].value.store(n, std::memory_order_release);
-    if (!spin_until([this, n] { return met_[1].value.load(std::memory_order_acquire) >= n; })) {
+    if (!spin_until(patience_, [this, n] { return met_[1].value.load(std::memory_order_acquire) >= n; })) {
       unreliable_ = ++late_ > n / 512;
     }
     if (last_.load(std::memory_order_relaxed) == n) share.members = 1;
@@ -199,7 +198,7 @@ class Team {
   bool meet_caller() {
     const int64_t n = met_[1].value.load(std::memory_order_relaxed) + 1;
     met_[1].value.store(n, std::memory_order_release);
-    spin_until([this, n] { return met_[0].value.load(std::memory_order_acquire) >= n; });
+    spin_until(patience_, [this, n] { return met_[0].value.load(std::memory_order_acquire) >= n; });
     return last_.load(std::memory_order_relaxed) != n;
   }
 
@@ -208,6 +207,7 @@ class Team {
   const Stages& stages_;
   const int64_t count_;
   Line line_;
+  const int64_t patience_;  // pauses, of about 20 ns: an eighth of a chunk, as halves of a stage need not take the same time
   int64_t late_ = 0;  // how often the helper came late
   bool unreliable_ = false;
   std::atomic<bool> arrived_{false}, half_{false};
