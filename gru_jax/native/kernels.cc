@@ -3,6 +3,9 @@
 #include "kernels.h"
 
 #include <stdint.h>
+#if defined(__AVX__)
+#include <immintrin.h>  // always inlined, so that the linker has nothing to merge
+#endif
 
 #if defined(__AVX512F__)
 #define GRU_VECTOR_BYTES 64

@@ -59,15 +59,21 @@ struct ResetAfter : Step {
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        V a_n = load(x(row + r, block + p, 2)) + acc[r][p][2] / plus_exponential(-acc[r][p][0]);
+        V &a_r = acc[r][p][0], q = acc[r][p][2];
+        V a_n = load(x(row + r, block + p, 2)) + q / plus_exponential(-a_r);
         if constexpr (kKeep) {
-          keep_preactivation(kKeptR, row + r, block + p, acc[r][p][0]);
+          keep_preactivation(kKeptR, row + r, block + p, a_r);
           keep_preactivation(kKeptZ, row + r, block + p, acc[r][p][1]);
           keep_preactivation(kKeptN, row + r, block + p, a_n);
-          keep_preactivation(kKeptQ, row + r, block + p, acc[r][p][2]);
+          keep_preactivation(kKeptQ, row + r, block + p, q);
         }
-        finish(row + r, block + p, acc[r][p][1], a_n);
+        acc[r][p][2] = a_n;
       }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) finish(row + r, block + p, acc[r][p][1], acc[r][p][2]);
     }
   }
 };
