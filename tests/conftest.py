@@ -3,6 +3,8 @@
 Most of a test's time is the compiler's: it makes its full effort for the recurrences, less for what is built of them.
 """
 
+import gc
+
 import jax
 import pytest
 
@@ -20,6 +22,7 @@ OPTIMIZED = {
 
 def pytest_collection_finish():
     jax.config.update("jax_enable_x64", False)
+    gc.freeze()  # what has been imported stays, and need not be searched again
 
 
 @pytest.fixture
@@ -41,3 +44,4 @@ def effort(request):
     jax.config.update("jax_disable_most_optimizations", hasty or request.path.stem not in OPTIMIZED)
     yield
     jax.config.update("jax_disable_most_optimizations", hasty)
+    jax.clear_caches()  # gigabytes by the end otherwise, which the garbage collector goes through again and again
