@@ -44,4 +44,9 @@ def effort(request):
     jax.config.update("jax_disable_most_optimizations", hasty or request.path.stem not in OPTIMIZED)
     yield
     jax.config.update("jax_disable_most_optimizations", hasty)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def caches():
+    yield
     jax.clear_caches()  # gigabytes by the end otherwise, which the garbage collector goes through again and again

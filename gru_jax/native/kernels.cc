@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 #include <stdint.h>
-#if defined(__AVX__)
+#if defined(__AVX2__)
 #include <immintrin.h>  // always inlined, so that the linker has nothing to merge
 #endif
 

@@ -125,7 +125,11 @@ Distrust distrust;
 // half of every stage, or works aside. A helper that comes after the end does not touch `stages`.
 class Team {
  public:
-  explicit Team(const Stages& stages) : stages_(stages), count_(stages.count), line_(stages), patience_(std::max(2048.0, stages.duration / stages.count / 160)) {}
+  explicit Team(const Stages& stages)
+      : stages_(stages),
+        count_(stages.count),
+        line_(stages),
+        patience_(std::max(2048.0, stages.duration / stages.count / 160)) {}
 
   void lead() {
     constexpr double kPause = 1000;  // ns, fifty times as long as a pause

@@ -59,7 +59,7 @@ struct ResetAfter : Step {
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        V &a_r = acc[r][p][0], q = acc[r][p][2];
+        const V a_r = acc[r][p][0], q = acc[r][p][2];
         V a_n = load(x(row + r, block + p, 2)) + q / plus_exponential(-a_r);
         if constexpr (kKeep) {
           keep_preactivation(kKeptR, row + r, block + p, a_r);

@@ -37,10 +37,11 @@ INLINE V all(float x) { return x - V{}; }
 
 // x within [−bound, bound]; a NaN stays one. Two comparisons and selections, as the portable form compiles to, take longer.
 INLINE V clamped(V x, float bound) {
-#if defined(__AVX512F__)
+#if GRU_VECTOR_BYTES == 64
+  // Those with a mask, as GCC 12 warns of the others.
   const __m512 high = (__m512)all(bound), low = (__m512)all(-bound);
-  return (V)_mm512_maskz_max_ps(0xffff, low, _mm512_maskz_min_ps(0xffff, high, (__m512)x));  // maskz: GCC 12 warns of the others
-#elif defined(__AVX__)
+  return (V)_mm512_maskz_max_ps(0xffff, low, _mm512_maskz_min_ps(0xffff, high, (__m512)x));
+#elif GRU_VECTOR_BYTES == 32
   return (V)_mm256_max_ps((__m256)all(-bound), _mm256_min_ps((__m256)all(bound), (__m256)x));
 #else
   x = x > bound ? all(bound) : x;
