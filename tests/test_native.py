@@ -113,6 +113,24 @@ def test_particular_sizes(cell, sizes):
     check(*native_and_exact(function, params, xs))
 
 
+@native
+@each_cell
+def test_many_preactivations(cell, keep):
+    """So many that they are written past the caches, except into fresh memory, which is the first run's at most."""
+    keep(True)
+    steps, batch, in_features, features = 70, 64, 5, 32
+    params = cell.init(jax.random.key(0), in_features, features)
+    xs = jax.random.normal(jax.random.key(1), (steps, batch, in_features), jnp.float32)
+
+    def gradient(method):
+        return jax.jit(jax.grad(lambda params, xs: (gru_jax.unroll(cell, params, xs, method=method)[1] ** 2).mean()))
+
+    of_kernels = gradient("native")
+    first, *others = (of_kernels(params, xs) for _ in range(4))
+    check(first, gradient("scan")(*jax.tree.map(lambda x: x.astype(jnp.float64), (params, xs))))
+    chex.assert_trees_all_equal(first, *others)
+
+
 def in_another_process(isa, *command):
     return subprocess.run(
         [sys.executable, *command], env=os.environ | {"GRU_JAX_NATIVE_ISA": isa}, capture_output=True, text=True

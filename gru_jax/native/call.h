@@ -35,9 +35,21 @@ constexpr double kMeeting = 300;     // ns of a step that two threads may share,
 void prefer_large_pages(const void* memory, size_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kPage = 4096, kWorthwhilePages = 1024;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(memory) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes + kPage - 1) / kPage * kPage;
   if (bytes >= kWorthwhilePages * kPage) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Whether memory has been written before: at least the page in its middle is not one that the system has yet to provide.
+bool is_resident(const void* memory, size_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = 4096;
+  unsigned char resident = 0;
+  const uintptr_t middle = (reinterpret_cast<uintptr_t>(memory) + bytes / 2) / kPage * kPage;
+  return mincore(reinterpret_cast<void*>(middle), kPage, &resident) == 0 && (resident & 1);
+#else
+  return false;
 #endif
 }
 

@@ -62,6 +62,7 @@ enum Kept { kKeptR = 0, kKeptZ = 1, kKeptN = 2, kKeptQ = 3, kKept = 4 };
 struct States {
   Recurrence in;
   MutableSeries hs, kept[kKept];
+  bool past_caches;  // whether what is kept had better not go through them
 };
 
 // Sums over a part's steps and rows, in rows of 3 padded H: D rows of dW, H rows of dU, one of db, one of dc.

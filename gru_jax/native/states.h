@@ -20,6 +20,7 @@ struct Step {
   const float* const* reset_rows;
   float* h_t;                 // (rows, H)
   const MutableSeries* kept;  // or null
+  bool streams;               // past the caches
   int64_t t;                  // the step of `kept`
   int64_t H, padded_H, gate;  // gate: the distance of two gates in U
 
@@ -29,7 +30,12 @@ struct Step {
 
   INLINE_MEMBER void keep_preactivation(Kept which, int64_t row, int64_t block, V a) const {
     int64_t column = block * kLanes;
-    store(kept[which].data + t * kept[which].step + row * H + column, a, H - column);
+    float* to = kept[which].data + t * kept[which].step + row * H + column;
+    if (kStreams && streams) {
+      stream(to, a);
+    } else {
+      store(to, a, H - column);
+    }
   }
 
   INLINE_MEMBER void finish(int64_t row, int64_t block, V a_z, V a_n) const {
@@ -147,6 +153,13 @@ static bool take(const Step& step, bool reset_after, int64_t rows, const Order& 
   return meet(share);
 }
 
+// Whether preactivations can go past the caches: whole vectors, aligned.
+static bool streams(const States& job) {
+  uintptr_t offsets = job.in.sizes.features * sizeof(float);
+  for (const MutableSeries& kept : job.kept) offsets |= (uintptr_t)kept.data;
+  return kStreams && job.past_caches && offsets % (kLanes * sizeof(float)) == 0;
+}
+
 static int64_t projected_size(const Sizes& sizes) { return kChunk * 3 * padded(sizes.features); }
 
 // The projection x W + b of a chunk: (steps, rows, 3, padded H).
@@ -181,8 +194,10 @@ static bool walk_states(const States& job, int64_t i, float* projected, float* c
     return sizes.reset_after ? order_of<3>(rows, own, H) : order_of<2>(rows, own, H);
   };
   Order order = own_order();
+  const bool past_caches = streams(job);
+  bool mine = true;
 
-  for (int64_t s = i * chunk; s < least((i + 1) * chunk, sizes.steps); ++s) {
+  for (int64_t s = i * chunk; mine && s < least((i + 1) * chunk, sizes.steps); ++s) {
     const int64_t t = time_of(sizes, s);
     for (int64_t row = 0; row < rows; ++row) {
       h_in[row] = h_tm1[row] = state_before(in, hs, s, row);
@@ -201,15 +216,17 @@ static bool walk_states(const States& job, int64_t i, float* projected, float* c
                        reset_rows,
                        job.hs.data + t * job.hs.step,
                        job.kept[kKeptR].data ? job.kept : nullptr,
+                       past_caches,
                        t,
                        H,
                        width,
                        packed_matrix(H, H)};
     const int64_t members = share.members;
-    if (!(step.kept ? take<true> : take<false>)(step, sizes.reset_after, rows, order, s % 2, share)) return false;
+    mine = (step.kept ? take<true> : take<false>)(step, sizes.reset_after, rows, order, s % 2, share);
     if (share.members != members) order = own_order();
   }
-  return true;
+  if (past_caches) fence();
+  return mine;
 }
 
 static void leave(const States&, int64_t, float*, const Share&) {}

@@ -33,6 +33,18 @@ INLINE void store(float* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+// A store that does not first read what was in memory, and leaves the caches to others. `p` must be aligned, and all of a cache line
+// be written so, one store after the other: so vectors must be as long as one. `fence` orders it before what follows.
+#if GRU_VECTOR_BYTES == 64
+constexpr bool kStreams = true;
+INLINE void stream(float* p, V v) { _mm512_stream_ps(p, (__m512)v); }
+INLINE void fence() { _mm_sfence(); }
+#else
+constexpr bool kStreams = false;
+INLINE void stream(float* p, V v) { store(p, v); }
+INLINE void fence() {}
+#endif
+
 INLINE V all(float x) { return x - V{}; }
 
 // x within [−bound, bound]; a NaN stays one. Two comparisons and selections, as the portable form compiles to, take longer.
