@@ -35,9 +35,11 @@ SMALL, PER_USE = 1 << 18, {"gru_states": 250_000, "gru_pull": 30_000}
 sequence that uses them: the kernels begin with a copy of the weights in an order of their own, and their gradient ends
 with a sum of the parts' (measured: README)."""
 KEPT_FROM = 1 << 16
-"""Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README). With fewer, the
-kernels' gradients would still be 1.02 to 1.13 times as fast, XLA's loops slower, and the memory is five times that of
-the states."""
+"""Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README)."""
+KEPT_UP_TO = 1 << 21
+"""With fewer weights they are kept if a kernel computes them, and they are no more numbers than this, 8 MB; gradients
+are 1.02 to 1.19 times as fast then. Loops of XLA would be slower. So is all that leaves the caches, or makes a program
+so large that its memory is fresh, and filled with zeros first, at every call: 0.7 to 0.9 from 24 MB on."""
 HOISTED = 1 << 23
 """XLA projects inputs within its loop if the projected ones would be more numbers than this, 32 MB: such an array has
 left the caches when the loop reads it, and has fresh pages at every call. A gradient would gain nothing."""
@@ -88,14 +90,25 @@ def _is_short(primitive: str, named: dict[str, Any]) -> bool:
     return weights > max(SMALL, PER_USE[primitive] * uses)
 
 
-def keeps(o: Operands) -> bool:
+def keeps(named: dict[str, Any], params: dict[str, Any]) -> bool:
     """Whether a gradient is faster, on a CPU, if it keeps the preactivations, a few arrays like the states.
 
     Elsewhere it forms them again, all steps at once: no GPU or TPU has been measured.
+
+    Args:
+      named: the operands of the states, by name.
+      params: the parameters of their primitive.
     """
-    count = o.weight_count()  # no int in an export for any size
-    wanted = config.keep_preactivations and jax.default_backend() == "cpu"
-    return wanted and isinstance(count, int) and count > KEPT_FROM
+    if not config.keep_preactivations or jax.default_backend() != "cpu":
+        return False
+    o = Operands(**named)
+    count = o.weight_count()
+    if not isinstance(count, int) or count > KEPT_FROM:
+        return isinstance(count, int)  # no int in an export for any size
+    if obstacle("gru_states", named, params):
+        return False
+    each = o.xs.shape[0] * math.prod(o.lead()) * o.h_0.shape[-1]
+    return (4 if params["cell"].reset_after else 3) * each <= KEPT_UP_TO
 
 
 def hoists(o: Operands) -> bool:

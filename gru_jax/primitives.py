@@ -29,8 +29,8 @@ STATES = "gru_jax.states"
 save_states = jax.checkpoint_policies.save_only_these_names(STATES)
 """Policy for `jax.checkpoint` around a model: of its GRU layers keep what their gradients need, nothing else.
 
-That is the inputs and the states, and on a CPU, if W and U hold more than 65,536 numbers, the preactivations, three or
-four more arrays like the states: the recurrence is not run again. (A layer by itself keeps nothing more without the
+That is the inputs and the states, and on a CPU, where that is faster, the preactivations, three or four arrays like the
+states (see `gru_jax.settings`). So the recurrence is not run again. (A layer by itself keeps nothing more without the
 policy either.)
 
 >>> import gru_jax
@@ -148,7 +148,7 @@ def _states_jvp(
 ) -> tuple[Any, Any]:
     """`followed` tells that a derivative is taken, `keep` that the preactivations are handed to it."""
     named, d = named_operands(args, names), _moving(named_operands(tangents, names))
-    wanted = keep or lowering.keeps(_operands(named))
+    wanted = keep or lowering.keeps(named, params)
     outs = _states_p.bind(*args, names=names, keep=wanted, followed=True, **params)
     hs, *kept = (checkpoint_name(x, STATES) for x in outs)
     at = {**named, "hs": hs, **{KEPT + name: x for name, x in zip(Preactivations._fields, kept, strict=False)}}

@@ -17,8 +17,9 @@ class Config:
       native: whether the native kernels may be used. Environment variable GRU_JAX_NATIVE, 0 or 1; by default 1.
       native_threads: the most threads that a call uses; 0 for all of XLA's. GRU_JAX_NATIVE_THREADS; by default 0.
         Results do not depend on it.
-      keep_preactivations: whether a gradient may keep them, if W and U hold more than 65,536 numbers: up to a quarter
-        faster, for 16 bytes more a step, sequence and unit. GRU_JAX_KEEP_PREACTIVATIONS, 0 or 1; by default 1.
+      keep_preactivations: whether a gradient may keep them, for 16 bytes more a step, sequence and unit, where it is up
+        to a quarter faster: if W and U hold more than 65,536 numbers, or, on the native kernels, if they are no more
+        than 8 MB. GRU_JAX_KEEP_PREACTIVATIONS, 0 or 1; by default 1.
     """
 
     native: bool

@@ -27,8 +27,13 @@ def pytest_collection_finish():
 
 @pytest.fixture
 def keep(monkeypatch):
-    """A function that says whether gradients keep the preactivations, however many weights there are."""
-    return lambda kept: monkeypatch.setattr(lowering, "KEPT_FROM", 0 if kept else float("inf"))
+    """A function that says whether gradients keep the preactivations, however many there are, and weights."""
+
+    def say(kept):
+        monkeypatch.setattr(lowering, "KEPT_FROM", 0 if kept else float("inf"))
+        monkeypatch.setattr(lowering, "KEPT_UP_TO", 0)
+
+    return say
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,11 +1,12 @@
 """What a gradient keeps and how often the recurrences run, read off the residuals and the compiled program."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import gru_jax
 from gru_jax import lowering
-from tests.cases import CELLS, FEATURES, IN_FEATURES
+from tests.cases import CELLS, FEATURES, IN_FEATURES, native_is_installed
 
 # Not in any weight's shape, so that what has this many rows is kept for every step.
 STEPS, BATCH = 37, 5
@@ -57,6 +58,23 @@ def test_gradient_keeps_the_preactivations_of_many_weights(cell, monkeypatch):
         assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
     assert kept_per_step(loss, args) == kept
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
+
+
+@pytest.mark.skipif(not native_is_installed, reason="the native kernels are not installed")
+@pytest.mark.parametrize("cell", [gru_jax.CUDNN, gru_jax.CHO2014])
+def test_a_kernel_keeps_few_preactivations_of_few_weights(cell, monkeypatch):
+    many = 4 if cell.reset_after else 3
+    loss, args = loss_and_args(cell, "auto")
+    args = jax.tree.map(lambda x: x.astype(jnp.float32), args)
+    kept = [IN_FEATURES, *[FEATURES] * (many + 1)]
+    monkeypatch.setattr(lowering, "KEPT_UP_TO", many * STEPS * BATCH * FEATURES)
+    assert kept_per_step(loss, args) == kept
+    assert kept_per_step(loss_and_args(cell, "fused")[0], args) == [IN_FEATURES, FEATURES]
+    with monkeypatch.context() as context:
+        context.setattr(gru_jax.config, "keep_preactivations", False)
+        assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
+    monkeypatch.setattr(lowering, "KEPT_UP_TO", many * STEPS * BATCH * FEATURES - 1)
     assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
 
 
