@@ -4,6 +4,7 @@ The kernels (C++, in `native/`) compute the states, their gradient and the linea
 and tanh. The rest, every other platform, and what `jax.export` writes, takes the definitions of `gru_jax.recurrence`.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -16,6 +17,7 @@ import numpy as np
 from jax.interpreters import mlir
 
 from gru_jax import partitioning
+from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, Preactivations
 from gru_jax.recurrence import KEPT, WEIGHTS, Operands
 from gru_jax.settings import config
@@ -114,6 +116,17 @@ def keeps(named: dict[str, Any], params: dict[str, Any]) -> bool:
 def hoists(o: Operands) -> bool:
     """Whether XLA is faster on a CPU if it projects all inputs before its loop."""
     return o.xs.shape[0] * math.prod(o.lead()) * 3 * o.h_0.shape[-1] <= HOISTED
+
+
+def suited(cell: GRU, dtype: Any) -> GRU:
+    """The cell with σ through tanh, for which XLA on a CPU takes less time than for an exponential and a division."""
+    if dtype != jnp.float32 or cell.gate not in _SIGMOIDS:
+        return cell
+    return dataclasses.replace(cell, gate=_sigmoid_through_tanh)
+
+
+def _sigmoid_through_tanh(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jnp.tanh(0.5 * x)
 
 
 class Lowering(NamedTuple):

@@ -103,6 +103,7 @@ def _define_states_on_cpu(
     *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, keep: bool, followed: bool
 ) -> list[jax.Array]:
     o = _operands(named_operands(args, names))
+    cell = lowering.suited(cell, o.h_0.dtype)
     return jax.tree.leaves(recurrence.states(o, cell, reverse, keep, hoist=followed or lowering.hoists(o)))
 
 

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gru_jax.cells import GRU, Projected, project, split
+from gru_jax.cells import GRU, Projected, product, project, split
 from gru_jax.linearisation import (
     Linearisation,
     Preactivations,
@@ -123,14 +123,21 @@ def states(
         x, mask, reset = inputs
         if reset is not None:
             h_tm1 = jnp.where(reset, h_0, h_tm1)
-        projected = x if hoist else o._replace(xs=x).projected(lead=0)
+        projected = biased(x if hoist else split(product(x, o.kernel, dtype=h_0.dtype)))
         at = preactivations(cell, projected, h_tm1, o.recurrent_kernel, bias, o.drop, lead=0)
         h_t = activated(cell, at, h_tm1)
         if mask is not None:
             h_t = jnp.where(mask, h_t, h_tm1)
         return h_t, (h_t, at if keep else None)
 
-    return jax.lax.scan(step, h_0, (o.projected() if hoist else o.xs, o.mask, o.resets), reverse=reverse)[1]
+    def biased(projected):
+        # Within the loop, as XLA on CPU would make a pass of its own over all projected inputs for it.
+        if o.bias is None:
+            return projected
+        return [x + b for x, b in zip(projected, split(o.over_batch(o.bias).astype(h_0.dtype)), strict=True)]
+
+    inputs = o._replace(bias=None).projected() if hoist else o.xs
+    return jax.lax.scan(step, h_0, (inputs, o.mask, o.resets), reverse=reverse)[1]
 
 
 def linear(

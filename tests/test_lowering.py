@@ -109,6 +109,26 @@ def test_one_of_them_left_to_xla(cell, left, kept, keep, monkeypatch):
     check(jax.jit(value_and_gradient("auto"))(*single(args)), jax.jit(value_and_gradient("scan"))(*rounded))
 
 
+@each_cell
+@pytest.mark.parametrize(("hoisted", "scale"), [(0, 10), (float("inf"), 1)])
+def test_loops_of_xla_in_float32(cell, hoisted, scale, monkeypatch):
+    """Where their activations differ from the scan's; saturated, too."""
+    monkeypatch.setattr(lowering, "HOISTED", hoisted)
+    p = problem(cell, OPTIONS["all"], steps=40)
+    args = single((p.params, p.xs * scale, p.h_0))
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float64), args)
+
+    def outputs(method):
+        return jax.jit(lambda *args: gru_jax.unroll(cell, *args, method=method, **p.options))
+
+    check(outputs("fused")(*args), outputs("scan")(*rounded))
+
+    def gradient(method):
+        return jax.jit(jax.grad(lambda *args: jnp.sin(outputs(method)(*args)[1]).sum(), (0, 1, 2)))
+
+    check(gradient("fused")(*args), gradient("scan")(*rounded))
+
+
 @native
 def test_a_setting_turns_them_off(monkeypatch):
     monkeypatch.setattr(gru_jax.config, "native", False)
