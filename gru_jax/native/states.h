@@ -150,6 +150,7 @@ static bool take(const Step& step, bool reset_after, int64_t rows, const Order& 
     if (!meet(share)) return false;
     cover<1>(ResetBeforeCandidate<kKeep>{step}, rows, share_of(share, blocks_of(step.H)));
   }
+  if (kKeep && step.streams && share.members > 1) fence();  // the other may finish alone what it has been told of
   return meet(share);
 }
 
