@@ -105,8 +105,10 @@ def keeps(named: dict[str, Any], params: dict[str, Any]) -> bool:
         return False
     o = Operands(**named)
     count = o.weight_count()
-    if not isinstance(count, int) or count > KEPT_FROM:
-        return isinstance(count, int)  # no int in an export for any size
+    if not isinstance(count, int):  # an export for any size
+        return False
+    if count > KEPT_FROM:
+        return True
     if obstacle("gru_states", named, params):
         return False
     each = o.xs.shape[0] * math.prod(o.lead()) * o.h_0.shape[-1]

@@ -31,7 +31,8 @@ constexpr double kMeeting = 300;     // ns of a step that two threads may share,
 
 // Asks for large pages under memory that a call is about to write, most often for the first time: if every small page of a fresh
 // array had to be fetched from the system, that would take a noticeable share of the time of what fills it. NumPy does the same
-// with its arrays. Where it is refused nothing is lost.
+// with its arrays. It is asked for the pages that arrays begin and end in, too, as arrays lie side by side: between them small pages
+// would separate the large ones. Where it is refused nothing is lost.
 void prefer_large_pages(const void* memory, size_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kPage = 4096, kWorthwhilePages = 1024;
