@@ -32,6 +32,11 @@ class Preactivations(NamedTuple):
     q: jax.Array | None
 
 
+def preactivation_count(cell: GRU) -> int:
+    """How many there are: q only where the reset gate acts after the product."""
+    return 4 if cell.reset_after else 3
+
+
 class Linearisation(NamedTuple):
     """Coefficients of J_t, each (T, *group, *batch, H) or, for one step, without the time axis."""
 

@@ -18,7 +18,7 @@ from jax.interpreters import mlir
 
 from gru_jax import partitioning
 from gru_jax.cells import GRU
-from gru_jax.linearisation import Linearisation, Preactivations
+from gru_jax.linearisation import Linearisation, Preactivations, preactivation_count
 from gru_jax.recurrence import KEPT, WEIGHTS, Operands
 from gru_jax.settings import config
 from gru_jax.shapes import named_operands
@@ -112,7 +112,7 @@ def keeps(named: dict[str, Any], params: dict[str, Any]) -> bool:
     if obstacle("gru_states", named, params):
         return False
     each = o.xs.shape[0] * math.prod(o.lead()) * o.h_0.shape[-1]
-    return (4 if params["cell"].reset_after else 3) * each <= KEPT_UP_TO
+    return preactivation_count(params["cell"]) * each <= KEPT_UP_TO
 
 
 def hoists(o: Operands) -> bool:

@@ -84,10 +84,10 @@ class Operands(NamedTuple):
         """The numbers in W and U, of one group."""
         return math.prod(self.kernel.shape[-2:]) + math.prod(self.recurrent_kernel.shape[-2:])
 
-    def projected(self, lead: int = 1) -> Projected:
-        """x W + b of each gate, three arrays (T, *group, *batch, H); with lead=0, where xs is x_t, without the T."""
+    def projected(self) -> Projected:
+        """x W + b of each gate, three arrays (T, *group, *batch, H)."""
         bias = None if self.bias is None else self.over_batch(self.bias)
-        return project(self.kernel, bias, self.xs, self.h_0.dtype, lead)
+        return project(self.kernel, bias, self.xs, self.h_0.dtype, lead=1)
 
     def over_batch(self, bias: jax.Array) -> jax.Array:
         """A bias (*group, K) with batch axes of size 1."""

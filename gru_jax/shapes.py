@@ -12,6 +12,7 @@ from jax.extend.core import Primitive
 from jax.sharding import PartitionSpec
 
 from gru_jax.cells import GRU
+from gru_jax.linearisation import preactivation_count
 from gru_jax.recurrence import TIMELESS, WEIGHTS, full_shape
 
 
@@ -44,7 +45,7 @@ def _lead(avals: dict[str, Any]) -> tuple[list[int], list[Any]]:
 
 def states_avals(*avals: Any, cell: GRU, keep: bool, **params: Any) -> list[Any]:
     """hs and, if they are kept, the preactivations; a cell that resets before the product has one less."""
-    return [like_states(*avals, **params)] * (1 + keep * (4 if cell.reset_after else 3))
+    return [like_states(*avals, **params)] * (1 + keep * preactivation_count(cell))
 
 
 def like_states(*avals: Any, names: tuple[str, ...], **params: Any) -> Any:

@@ -1,5 +1,7 @@
 """Which computations run on the native kernels, which on XLA, and what settings and exports change about it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,7 +9,7 @@ import pytest
 import gru_jax
 from gru_jax import lowering
 from tests.cases import OPTIONS, problem
-from tests.test_native import check, each_cell, native, run, single
+from tests.test_native import by_scan, check, each_cell, native, run, single
 
 
 def arguments(dtype=jnp.float32):
@@ -84,6 +86,14 @@ def test_few_uses_of_many_weights_are_left_to_xla(steps, batch, features, states
     assert used("native") == used("auto", 3) == [True, True]
 
 
+def value_and_gradient(cell, options, method):
+    def loss(*args):
+        h_last, hs = gru_jax.unroll(cell, *args, method=method, **options)
+        return jnp.sin(hs).sum() + (h_last**3).sum()
+
+    return jax.value_and_grad(loss, (0, 1, 2))
+
+
 @native
 @each_cell
 @pytest.mark.parametrize("left", ["gru_states", "gru_pull"])
@@ -94,19 +104,10 @@ def test_one_of_them_left_to_xla(cell, left, kept, keep, monkeypatch):
     monkeypatch.setattr(lowering, "SMALL", 0)
     monkeypatch.setattr(lowering, "PER_USE", dict.fromkeys(lowering.PER_USE, float("inf")) | {left: 0})
     p = problem(cell, OPTIONS["all"])
-
-    def value_and_gradient(method):
-        def loss(*args):
-            h_last, hs = gru_jax.unroll(cell, *args, method=method, **p.options)
-            return jnp.sin(hs).sum() + (h_last**3).sum()
-
-        return jax.value_and_grad(loss, (0, 1, 2))
-
-    args = p[:3]
-    used = gru_jax.lowerings(value_and_gradient("auto"))(*single(args))
+    function, args = functools.partial(value_and_gradient, cell, p.options), single(p[:3])
+    used = gru_jax.lowerings(function("auto"))(*args)
     assert [x.primitive for x in used if not x.native] == [left]
-    rounded = jax.tree.map(lambda x: x.astype(jnp.float64), single(args))
-    check(jax.jit(value_and_gradient("auto"))(*single(args)), jax.jit(value_and_gradient("scan"))(*rounded))
+    check(jax.jit(function("auto"))(*args), by_scan(function, *args))
 
 
 @each_cell
@@ -116,17 +117,12 @@ def test_loops_of_xla_in_float32(cell, hoisted, scale, monkeypatch):
     monkeypatch.setattr(lowering, "HOISTED", hoisted)
     p = problem(cell, OPTIONS["all"], steps=40)
     args = single((p.params, p.xs * scale, p.h_0))
-    rounded = jax.tree.map(lambda x: x.astype(jnp.float64), args)
 
     def outputs(method):
-        return jax.jit(lambda *args: gru_jax.unroll(cell, *args, method=method, **p.options))
+        return functools.partial(gru_jax.unroll, cell, method=method, **p.options)
 
-    check(outputs("fused")(*args), outputs("scan")(*rounded))
-
-    def gradient(method):
-        return jax.jit(jax.grad(lambda *args: jnp.sin(outputs(method)(*args)[1]).sum(), (0, 1, 2)))
-
-    check(gradient("fused")(*args), gradient("scan")(*rounded))
+    for function in (outputs, functools.partial(value_and_gradient, cell, p.options)):
+        check(jax.jit(function("fused"))(*args), by_scan(function, *args))
 
 
 @native

@@ -33,12 +33,17 @@ def single(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, tree)
 
 
+def by_scan(function, *args):
+    """`function("scan")(*args)` in float64, of the arguments rounded to float32."""
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, single(args))
+    return jax.jit(function("scan"))(*rounded)
+
+
 def native_and_exact(function, *args):
     """`function(method)(*args)` with the native kernels, and in float64 with the scan."""
     compiled = jax.jit(function("native")).lower(*single(args)).compile()
     assert "gru_jax_" in compiled.as_text()
-    rounded = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, single(args))
-    return compiled(*single(args)), jax.jit(function("scan"))(*rounded)
+    return compiled(*single(args)), by_scan(function, *args)
 
 
 def run(method="auto", cell=gru_jax.CUDNN):
@@ -127,7 +132,7 @@ def test_many_preactivations(cell, keep):
 
     of_kernels = gradient("native")
     first, *others = (of_kernels(params, xs) for _ in range(4))
-    check(first, gradient("scan")(*jax.tree.map(lambda x: x.astype(jnp.float64), (params, xs))))
+    check(first, by_scan(gradient, params, xs))
     chex.assert_trees_all_equal(first, *others)
 
 
