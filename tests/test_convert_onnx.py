@@ -103,7 +103,7 @@ def test_files_and_bytes_that_are_none(tmp_path):
     data = convert.to_onnx(one).SerializeToString()
     for size in range(0, len(data), 11):
         path.write_bytes(data[:size])
-        with pytest.raises(ValueError, match=r"gru.onnx is damaged|constant '.*' of the graph is damaged|must have"):
+        with pytest.raises(ValueError, match=r"gru.onnx is damaged|constant '.*' of the graph is damaged|must (have|import)"):
             convert.from_onnx(path)
     with pytest.raises(TypeError, match=r"source must be an onnx.ModelProto or a path, got bytes"):
         convert.from_onnx(data)
@@ -256,7 +256,7 @@ REFUSED = {
     "clip": (dict(clip=1.0), "node 'gru' has clip=1.0"),
     "alpha": (dict(activation_alpha=[0.5]), r"node 'gru' has activation_alpha=\[0.5\]"),
     "beta": (dict(activation_beta=[0.5]), r"node 'gru' has activation_beta=\[0.5\]"),
-    "unknown": (dict(output_sequence=1), "node 'gru' has attributes that are not known: {'output_sequence': 1}"),
+    "unknown": (dict(output_sequence=1), "node 'gru' is not valid in ONNX: Unrecognized attribute: output_sequence"),
     "foreign": (dict(activations=["Sigmoid", "Relu"]), "activations of node 'gru' must be one of .*, got 'Relu'"),
     "few": (dict(activations=["Sigmoid"]), r"node 'gru' must have activations that are 2 names.* got \['Sigmoid'\]"),
     "unlike": (
@@ -275,7 +275,7 @@ REFUSED = {
         dict(inputs=["X", "gru.W", "gru.R", "gru.R"]),
         r"node 'gru' must have B of shape \(directions, 6·features\) = \(1, 24\), got \(1, 12, 4\)",
     ),
-    "no R": (dict(inputs=["X", "gru.W"]), "node 'gru' must have R as a constant of the graph, got ''"),
+    "no R": (dict(inputs=["X", "gru.W"]), "node 'gru' is not valid in ONNX: .* has input size 2 not in range"),
     "scalar R": (dict(inputs=["X", "gru.W", "scalar"], hidden_size=0), "node 'gru' must have W of shape"),
     "integers": (dict(inputs=["X", "gru.W", "lengths"]), "node 'gru' must have R of a dtype in .* got int32"),
     "lengths": (
@@ -335,7 +335,7 @@ def test_nodes_that_are_not_one_stack_are_refused(case):
         for (kind, given, more), name in zip(between, names, strict=True)
     ]
     upper, more = node(**{"width": 4, "inputs": ["xs", "gru.W", "gru.R", "gru.B"], **changes})
-    constants |= more | {"one": [1], "two": [2], "flat": [0, -1, 4], "on": True}
+    constants |= more | {"one": [1], "two": [2], "flat": [-1, 1, 4], "on": True}
     proto = graph([lower, *moves, upper], constants, inputs=("X", "lens"))
     with pytest.raises(ValueError, match=f"node 'gru' .*{message}|node 'gru' {message}"):
         convert.from_onnx(proto)

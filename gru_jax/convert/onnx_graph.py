@@ -1,24 +1,36 @@
 """Reading an ONNX graph: constants, producers of tensors, and how one GRU node's outputs reach the next."""
 
+import collections
+import graphlib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gru_jax.convert.files import library
+from gru_jax.convert.onnx_constants import Constants, fixed_sizes, label, operator
+
+MAX_NODES = 1_000_000
+"""The nodes that a graph may have when its functions are inlined: calls of calls would be without a bound."""
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """The dtypes of ONNX' GRU."""
+
+# Times and batches at which a Reshape is looked at: none may pass by chance.
+_SIZES = ((1, 1), (2, 3), (3, 2), (1, 5), (5, 1), (1009, 2003))
 
 # Axes of a tensor between two GRU nodes.
 TIME, BATCH, DIRECTION, FEATURE, SIDE_BY_SIDE = "time", "batch", "direction", "feature", "direction·feature"
 
 
 class Graph:
-    """The main graph of a model.
+    """The main graph of a model, without a cycle.
 
     Attributes:
-      nodes: in topological order, as ONNX demands.
+      nodes: as the file has them.
     """
 
     def __init__(self, onnx: Any, source: Any) -> None:
@@ -29,48 +41,42 @@ class Graph:
           source: a ModelProto, or the path of its file.
 
         Raises:
-          ValueError: if a file is damaged; OSError if it cannot be read.
+          ValueError: if a file is damaged, or its graph is none that could be computed; OSError if it cannot be read.
           TypeError: if source is neither.
         """
-        proto = _load(onnx, source)
-        if proto.functions:
-            proto = onnx.inliner.inline_local_functions(proto)
+        proto = _inlined(_load(onnx, source))
         graph = proto.graph
         self._onnx = onnx
+        self._proto = proto
+        self._shapes: dict[str, list[int | None] | None] | None = None
         self.nodes = list(graph.node)
-        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self._producers = {name: node for node in graph.node for name in node.output if name}
+        self._producers = made = _producers(graph)
+        places = range(len(self.nodes))
+        before = {i: [made[name] for name in self.nodes[i].input if name in made] for i in places}
+        order = _order("nodes", before, lambda place: label(self.nodes[place]))
+        self._constants = Constants(onnx, proto, made, order)
+        self.attributes = self._constants.attributes
+        self.constant = self._constants.value
+        self.constant_at = self._constants.value_at
 
     def producer(self, name: str) -> Any:
         """The node that makes a tensor, Identity nodes aside; None for inputs and constants."""
-        node = self._producers.get(name)
-        return self.producer(node.input[0]) if node is not None and node.op_type == "Identity" else node
+        while name in self._producers:
+            node = self.nodes[self._producers[name]]
+            if operator(node) != "Identity" or not node.input:
+                return node
+            name = node.input[0]
+        return None
 
-    def attributes(self, node: Any) -> dict[str, Any]:
-        """A node's attributes by name, as Python values."""
-        return {attribute.name: self._onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-    def constant(self, name: str) -> np.ndarray | None:
-        """The value of a tensor that is part of the graph; None for one that is fed or computed.
-
-        Raises:
-          ValueError: if it is damaged.
-        """
-        tensor = self._initializers.get(name)
-        if tensor is None:
-            node = self._producers.get(name)
-            if node is None or node.op_type not in ("Constant", "Identity"):
-                return None
-            if node.op_type == "Identity":
-                return self.constant(node.input[0])
-            ((kind, value),) = self.attributes(node).items()
-            if kind != "value":
-                return np.asarray(value)
-            tensor = value
-        try:
-            return self._onnx.numpy_helper.to_array(tensor)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"constant {name!r} of the graph is damaged: {error}") from error
+    def shape(self, name: str) -> list[int | None]:
+        """The sizes of a tensor that is no constant, as the graph fixes them, with None for others; [] if unknown."""
+        if self._shapes is None:
+            try:
+                graph = library("onnx.shape_inference").infer_shapes(self._proto, strict_mode=True).graph
+                self._shapes = {given.name: fixed_sizes(given) for given in (*graph.value_info, *graph.output)}
+            except Exception:  # of any kind: sizes that contradict each other, or a file too large for it
+                self._shapes = {}
+        return self._shapes.get(name) or []
 
     def path(self, start: Sequence[str], end: str) -> list[Any] | None:
         """The nodes through which one of the tensors `start` reaches `end`, in this order; None if it does not.
@@ -79,8 +85,8 @@ class Graph:
         """
         nodes: list[Any] = []
         while end not in start:
-            node = self._producers.get(end)
-            if node is None or node.op_type not in _MOVES:
+            node = self.nodes[self._producers[end]] if end in self._producers else None
+            if node is None or operator(node) not in _MOVES or node.output[0] != end:
                 return None
             nodes.insert(0, node)
             end = node.input[0]
@@ -94,12 +100,7 @@ class Graph:
           axes: of its input.
           sizes: of DIRECTION and FEATURE.
         """
-        return _MOVES[node.op_type](self, node, axes, sizes)
-
-
-def label(node: Any) -> str:
-    """What an error calls a node."""
-    return f"node {node.name or node.output[0]!r}"
+        return _MOVES[operator(node)](self, node, axes, sizes)
 
 
 def _load(onnx: Any, source: Any) -> Any:
@@ -112,39 +113,108 @@ def _load(onnx: Any, source: Any) -> Any:
         proto = onnx.load_model_from_string(data)
         # Weights may lie in files beside it.
         onnx.load_external_data_for_model(proto, str(Path(source).parent))
-    except OSError:
-        raise
-    except Exception as error:  # protobuf's DecodeError, and onnx' own ValidationError, have no common ancestor
+    except Exception as error:  # protobuf's DecodeError, onnx' ValidationError, OSError: no common ancestor
         raise ValueError(f"{source} is damaged or not an ONNX model: {error}") from error
     return proto
 
 
+def _inlined(proto: Any) -> Any:
+    """The model without functions, whose bodies take the place of their calls."""
+    if not proto.functions:
+        return proto
+    functions = {(function.domain, function.name): function for function in proto.functions}
+    calls = {
+        key: [(node.domain, node.op_type) for node in _nested(function.node)] for key, function in functions.items()
+    }
+    lengths: dict[tuple[str, str], int] = {}
+    known = {key: [call for call in called if call in functions] for key, called in calls.items()}
+    for key in _order("functions", known, lambda key: f"{key[0]}.{key[1]}"):
+        lengths[key] = sum(lengths.get(call, 1) for call in calls[key])
+    if (count := sum(lengths.get((node.domain, node.op_type), 1) for node in _nested(proto.graph.node))) > MAX_NODES:
+        raise ValueError(f"source must have at most {MAX_NODES} nodes when its functions are inlined, got {count}")
+    try:
+        return library("onnx.inliner").inline_local_functions(proto)
+    except Exception as error:  # of any kind: the library has several
+        raise ValueError(f"functions of the model cannot be inlined: {error}") from error
+
+
+def _nested(nodes: Sequence[Any]) -> Iterator[Any]:
+    """The nodes and those of graphs in their attributes."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nested(graph.node)
+
+
+def _producers(graph: Any) -> dict[str, int]:
+    """The place of the node that makes a tensor, which has no other origin."""
+    made = [(name, place) for place, node in enumerate(graph.node) for name in node.output if name]
+    given = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
+    names = [*given, *(tensor.name for tensor in graph.initializer), *(name for name, _ in made)]
+    if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise ValueError(f"source must make every tensor of its graph once, got {twice} from several origins")
+    return dict(made)
+
+
+def _order(what: str, before: Mapping[Any, Sequence[Any]], name: Callable[[Any], str]) -> list[Any]:
+    """Keys so that each comes after those that must be before it."""
+    try:
+        return list(graphlib.TopologicalSorter(before).static_order())
+    except graphlib.CycleError as error:
+        raise ValueError(f"source must have no cycle of {what}, got {' to '.join(map(name, error.args[1]))}") from error
+
+
 def _transposed(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
     perm = graph.attributes(node).get("perm", range(len(axes))[::-1])
-    return tuple(axes[i] for i in perm)
+    return tuple(axes[i] for i in perm) if sorted(perm) == list(range(len(axes))) else None
 
 
 def _squeezed(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
     """Axes of Squeeze are an input since operator set 13, before that an attribute."""
-    given = graph.constant(node.input[1]) if len(node.input) > 1 else graph.attributes(node).get("axes")
-    if given is None or [axes[i] for i in given] != [DIRECTION] or sizes[DIRECTION] != 1:
+    attribute = graph.attributes(node).get("axes")
+    given = graph.constant(node.input[1]) if len(node.input) > 1 else attribute
+    place = axes.index(DIRECTION) if DIRECTION in axes and sizes[DIRECTION] == 1 else None
+    if given is None or place is None or np.ravel(given).tolist() not in ([place], [place - len(axes)]):
         return None
     return tuple(axis for axis in axes if axis != DIRECTION)
 
 
 def _reshaped(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
-    """Only one Reshape has names for its axes: that which puts the directions side by side."""
-    shape = graph.constant(node.input[1]) if len(node.input) > 1 else None
-    width = sizes[DIRECTION] * sizes[FEATURE]
-    if shape is None or axes[2:] != (DIRECTION, FEATURE) or graph.attributes(node).get("allowzero"):
-        return None
-    if shape.tolist() not in ([0, 0, -1], [0, 0, width]):
-        return None
-    return (*axes[:2], SIDE_BY_SIDE)
+    """A Reshape that leaves time and batch alone: it joins the directions to the features, or drops a single one.
+
+    Its shape is looked at for several sizes of time and batch: those that the graph fixes, and any for the others.
+    """
+    allowzero = graph.attributes(node).get("allowzero", 0)
+    fixed = dict(zip(axes, graph.shape(node.input[0]), strict=False))
+    kept = [axes]
+    if sizes[DIRECTION] == 1:
+        kept.append(tuple(axis for axis in axes if axis != DIRECTION))
+    if axes[2:] == (DIRECTION, FEATURE):
+        kept.append((*axes[:2], SIDE_BY_SIDE))
+    for time, batch in _SIZES:
+        of = {TIME: fixed.get(TIME) or time, BATCH: fixed.get(BATCH) or batch, **sizes}
+        of[SIDE_BY_SIDE] = sizes[DIRECTION] * sizes[FEATURE]
+        given = [of[axis] for axis in axes]
+        shape = graph.constant_at(node.input[1], {node.input[0]: given}) if len(node.input) > 1 else None
+        target = None if shape is None else _resolved(np.ravel(shape).tolist(), given, allowzero)
+        kept = [names for names in kept if [of[axis] for axis in names] == target]
+    return kept[0] if kept else None
+
+
+def _resolved(shape: Sequence[int], given: Sequence[int], allowzero: int) -> list[int] | None:
+    """The sizes that a Reshape to `shape` makes of these; None if it cannot."""
+    if not allowzero:
+        shape = [given[i] if size == 0 and i < len(given) else size for i, size in enumerate(shape)]
+    if -1 in shape:
+        rest = -math.prod(shape)
+        shape = [math.prod(given) // rest if size == -1 else size for size in shape] if rest > 0 else shape
+    return list(shape) if math.prod(shape) == math.prod(given) and min(shape, default=1) > 0 else None
 
 
 def _same(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
     """Identity; and Dropout, if not for training."""
+    graph.attributes(node)  # refuses a node that is not valid
     training = node.input[2] if len(node.input) > 2 else ""
     if training:
         value = graph.constant(training)

@@ -11,6 +11,7 @@ from gru_jax.cells import GRU, Params
 from gru_jax.convert import activations, onnx_graph, packing
 from gru_jax.convert.files import library
 from gru_jax.convert.model import Model
+from gru_jax.convert.onnx_constants import label, operator
 from gru_jax.layers import Carry, Stack
 
 if TYPE_CHECKING:
@@ -104,11 +105,11 @@ def from_onnx(
     carry = _constant_carry(layers)
     if carry is not None and not return_carry:
         raise ValueError(
-            f"{onnx_graph.label(first.node)}, or a later layer, has a constant initial_h that is not zero, and a model "
+            f"{label(first.node)}, or a later layer, has a constant initial_h that is not zero, and a model "
             "holds none: with return_carry=True it is returned beside the model"
         )
     before = graph.producer(first.node.input[0])
-    is_swapped = before is not None and before.op_type == "Transpose"
+    is_swapped = before is not None and operator(before) == "Transpose"
     if is_swapped:
         is_swapped = list(graph.attributes(before).get("perm", [])) == [1, 0, 2]
     stack = Stack(
@@ -125,31 +126,27 @@ def from_onnx(
 
 def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[Layer]:
     """The GRU nodes of the names, or all of them, if they are one stack of layers."""
-    nodes = {node.name or node.output[0]: node for node in graph.nodes if _is_gru(node)}
-    if not nodes:
-        kinds = sorted({node.op_type for node in graph.nodes})
+    found = [node for node in graph.nodes if operator(node) == "GRU"]
+    if not found:
+        kinds = sorted({operator(node) for node in graph.nodes})
         raise ValueError(f"source must have a GRU node in its main graph, got nodes of the kinds {kinds}")
+    chosen = found
+    by_name = {node.name or node.output[0]: node for node in found}
     if names is not None:
-        by_output = {node.output[0]: node for node in nodes.values()} | nodes
+        by_output = {node.output[0]: node for node in found} | by_name
         unknown = [name for name in names if name not in by_output]
         if unknown or not names:
-            raise ValueError(f"nodes must be names of GRU nodes, some of {list(nodes)}, got {list(names)}")
+            raise ValueError(f"nodes must be names of GRU nodes, some of {list(by_name)}, got {list(names)}")
         chosen = [by_output[name] for name in names]
-    else:
-        chosen = [node for node in graph.nodes if _is_gru(node)]
     layers = [_read(graph, node) for node in chosen]
     for below, above in itertools.pairwise(layers):
-        _check_link(graph, below, above, list(nodes))
+        _check_link(graph, below, above, list(by_name))
     return layers
-
-
-def _is_gru(node: Any) -> bool:
-    return node.op_type == "GRU" and node.domain in ("", "ai.onnx")
 
 
 def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
     """One node; everything of it is looked at, or refused."""
-    name = onnx_graph.label(node)
+    name = label(node)
     given = {key: _text(value) for key, value in graph.attributes(node).items()}
     refused = {key: given.pop(key) for key in ("clip", "activation_alpha", "activation_beta") if key in given}
     for key, value in refused.items():
@@ -174,6 +171,10 @@ def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
             "that is fed or computed"
         )
     if initial_h is not None:
+        if initial_h.dtype != params[0].kernel.dtype:
+            raise ValueError(
+                f"{name} must have initial_h of the dtype of W, {params[0].kernel.dtype}, got {initial_h.dtype}"
+            )
         initial_h = np.swapaxes(initial_h, 0, 1) if layout == 1 and initial_h.ndim == 3 else initial_h
         expected = (len(params), *initial_h.shape[1:2], params[0].features)
         if initial_h.shape != expected:
@@ -221,6 +222,8 @@ def _weights(
             raise ValueError(f"{name} must have {kind} as a constant of the graph, got {given!r}, which is not")
         if value.dtype.name not in onnx_graph.FLOATS:
             raise ValueError(f"{name} must have {kind} of a dtype in {onnx_graph.FLOATS}, got {value.dtype}")
+        if value.dtype != (dtype := arrays.get("W", value).dtype):
+            raise ValueError(f"{name} must have {kind} of the dtype of W, {dtype}, got {value.dtype}")
         arrays[kind] = value
     width, features = (next(iter(arrays[kind].shape[-1:]), 0) for kind in "WR")
     if hidden_size not in (None, features):
@@ -241,7 +244,7 @@ def _weights(
 
 def _check_link(graph: onnx_graph.Graph, below: Layer, above: Layer, names: list[str]) -> None:
     """Refuses two nodes that are not layers of one stack."""
-    lower, upper = onnx_graph.label(below.node), onnx_graph.label(above.node)
+    lower, upper = label(below.node), label(above.node)
     sizes = {onnx_graph.DIRECTION: len(below.params), onnx_graph.FEATURE: below.params[0].features}
     outer = (onnx_graph.TIME, onnx_graph.BATCH)
     axes: tuple[str, ...] = (outer[0], onnx_graph.DIRECTION, outer[1], onnx_graph.FEATURE)

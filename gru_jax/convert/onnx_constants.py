@@ -1,0 +1,238 @@
+"""Constants of an ONNX graph: what is the same whatever is fed, folded with onnx' reference evaluator."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gru_jax.convert.files import library
+
+FOLDED_UP_TO = 64 * 2**20
+"""The bytes that all results of folding in one graph may take together."""
+
+_PROBES = ((2, 1), (5, 3))
+"""Counts of the sizes that the graph's inputs do not fix: what is the same for both of them is a constant."""
+
+
+def operator(node: Any) -> str:
+    """A node's operator, with its domain if that is not ONNX' own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def label(node: Any) -> str:
+    """What an error calls a node."""
+    return f"node {node.name or next(filter(None, node.output), node.op_type)!r}"
+
+
+class Constants:
+    """The constants of a graph, and what its nodes are."""
+
+    def __init__(self, onnx: Any, proto: Any, producers: Mapping[str, int], order: Sequence[int]) -> None:
+        """Takes the graph of a model.
+
+        Args:
+          onnx: the library.
+          proto: a ModelProto.
+          producers: the place, among its nodes, of the one that makes a tensor.
+          order: the places of all nodes, in topological order.
+
+        Raises:
+          ValueError: if the model does not name one version of ONNX' operators that is understood.
+        """
+        versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+        # Before version 7 GRU and Dropout were others; the library counts in 32 bits.
+        if len(versions) != 1 or not 7 <= versions[0] < 2**31:
+            raise ValueError(f"source must import ONNX' operators once, in version 7 or a newer one, got {versions}")
+        self._onnx = onnx
+        self._opset = versions[0]
+        self._nodes = proto.graph.node
+        self._initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+        sizes = ((given.name, fixed_sizes(given)) for given in proto.graph.input)
+        self._inputs = {name: shape for name, shape in sizes if shape is not None}
+        self._producers = producers
+        self._rank = {place: rank for rank, place in enumerate(order)}
+        self._values: dict[str, np.ndarray | None] = {}
+        self._folded = 0
+        self._context = onnx.checker.C.CheckerContext()
+        self._context.ir_version = onnx.IR_VERSION
+        self._context.opset_imports = {"": self._opset}
+
+    def attributes(self, node: Any) -> dict[str, Any]:
+        """A node's attributes by name, as Python values.
+
+        Raises:
+          ValueError: if the node is not as ONNX has it: in its attributes, or in how many inputs and outputs it has.
+        """
+        try:
+            self._onnx.checker.check_node(_plain(self._onnx, node), self._context)
+        except self._onnx.checker.ValidationError as error:
+            raise ValueError(f"{label(node)} is not valid in ONNX: {str(error).strip()}") from error
+        return {attribute.name: self._onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+    def value(self, name: str) -> np.ndarray | None:
+        """The value of a tensor; None for one that depends on what is fed, or on a size that is not fixed.
+
+        Raises:
+          ValueError: if it is damaged, or takes more than `FOLDED_UP_TO` bytes to fold.
+        """
+        if name not in self._values:
+            places = self._needed(name, self._inputs)
+            values: list[np.ndarray | None] = [None]
+            if places is not None:
+                depends = any(self._is_assumed(place, self._inputs) for place in places)
+                values = [self._fold(name, places, self._sized(*probe)) for probe in _PROBES[: 1 + depends]]
+            first, last = values[0], values[-1]
+            is_same = first is last or (
+                first is not None and last is not None and first.dtype == last.dtype and np.array_equal(first, last)
+            )
+            self._values[name] = first if is_same else None
+        return self._values[name]
+
+    def value_at(self, name: str, shapes: Mapping[str, Sequence[int]]) -> np.ndarray | None:
+        """The value of a tensor if others, that are no constants, have these shapes; None if it depends on more.
+
+        Raises:
+          ValueError: as `value`.
+        """
+        places = self._needed(name, shapes)
+        return None if places is None else self._fold(name, places, shapes)
+
+    def _sized(self, start: int, step: int) -> dict[str, list[int]]:
+        """Shapes of the graph's inputs, whose sizes that are not fixed count from `start`."""
+        count = itertools.count(start, step)
+        return {
+            name: [next(count) if size is None else size for size in shape] for name, shape in self._inputs.items()
+        }
+
+    def _is_assumed(self, place: int, shapes: Mapping[str, Any]) -> bool:
+        """Whether a node's result is one of these shapes."""
+        node = self._nodes[place]
+        return operator(node) == "Shape" and node.input[0] in shapes
+
+    def _needed(self, name: str, shapes: Mapping[str, Any]) -> list[int] | None:
+        """Places of the nodes that make a tensor, in the order to evaluate them; None if it is no constant."""
+        places: set[int] = set()
+        pending = [name]
+        while pending:
+            given = pending.pop()
+            if given in self._initializers:
+                continue
+            place = self._producers.get(given)
+            if place is None or operator(self._nodes[place]) not in _RESULT_BYTES:
+                return None
+            if place not in places:
+                places.add(place)
+                self.attributes(self._nodes[place])  # refuses a node that is not valid
+                if not self._is_assumed(place, shapes):
+                    pending.extend(filter(None, self._nodes[place].input))
+        return sorted(places, key=self._rank.__getitem__)
+
+    def _fold(self, name: str, places: Sequence[int], shapes: Mapping[str, Sequence[int]]) -> np.ndarray:
+        values: dict[str, Any] = {"": None}
+        for place in places:
+            node = self._nodes[place]
+            if self._is_assumed(place, shapes):
+                inputs = [np.broadcast_to(np.int8(0), shapes[node.input[0]])]  # takes no memory
+            else:
+                inputs = [values[given] if given in values else self._initializer(given) for given in node.input]
+            values |= zip(node.output, self._evaluated(node, inputs), strict=False)
+        return values[name] if name in values else self._initializer(name)
+
+    def _initializer(self, name: str) -> np.ndarray:
+        try:
+            return self._onnx.numpy_helper.to_array(self._initializers[name])
+        except Exception as error:  # of any kind: the library trusts what it reads
+            raise ValueError(f"constant {name!r} of the graph is damaged: {error}") from error
+
+    def _evaluated(self, node: Any, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """The outputs of one node, whose inputs are these."""
+        graph = self._onnx.GraphProto()
+        graph.node.append(_plain(self._onnx, node))
+        names = [name for name in node.output if name]
+        try:
+            self._folded += _RESULT_BYTES[operator(node)](self.attributes(node), *inputs)
+            if self._folded > FOLDED_UP_TO:
+                raise ValueError(f"constants that are folded must take {FOLDED_UP_TO} bytes, got {self._folded}")
+            evaluator = library("onnx.reference").ReferenceEvaluator(graph, opsets={"": self._opset})
+            with np.errstate(all="ignore"):
+                results = evaluator.run(names, dict(zip(node.input, inputs, strict=True)))
+        except Exception as error:  # of any kind: the evaluator trusts what it is given
+            raise ValueError(f"{label(node)} cannot be evaluated, and its inputs are constants: {error}") from error
+        return [np.asarray(result) for result in results]
+
+
+def fixed_sizes(given: Any) -> list[int | None] | None:
+    """The shape that a ValueInfoProto declares, with None for a size that it does not fix; None if it has none."""
+    if not given.type.tensor_type.HasField("shape"):
+        return None
+    sizes = given.type.tensor_type.shape.dim
+    return [size.dim_value if size.HasField("dim_value") and size.dim_value >= 0 else None for size in sizes]
+
+
+def _plain(onnx: Any, node: Any) -> Any:
+    """The node, its domain by the shorter of its two names."""
+    if node.domain != "ai.onnx":
+        return node
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    plain.domain = ""
+    return plain
+
+
+def _view(attributes: dict[str, Any], *inputs: Any) -> int:
+    return 0
+
+
+def _copied(attributes: dict[str, Any], *inputs: Any) -> int:
+    return sum(value.nbytes for value in inputs)
+
+
+def _broadcast(attributes: dict[str, Any], *inputs: Any) -> int:
+    return math.prod(np.broadcast_shapes(*(value.shape for value in inputs))) * inputs[0].itemsize
+
+
+def _expanded(attributes: dict[str, Any], value: Any, shape: Any) -> int:
+    return math.prod(np.broadcast_shapes(value.shape, tuple(shape.tolist()))) * value.itemsize
+
+
+def _filled(attributes: dict[str, Any], shape: Any) -> int:
+    return math.prod(shape.tolist()) * 16
+
+
+def _gathered(attributes: dict[str, Any], value: Any, indices: Any) -> int:
+    axis = attributes.get("axis", 0)
+    return indices.size * (value.nbytes // max(value.shape[axis], 1))
+
+
+def _cast(attributes: dict[str, Any], value: Any) -> int:
+    if attributes["to"] == 8:
+        raise ValueError("expected numbers, got a Cast to strings")
+    return value.size * 16
+
+
+_RESULT_BYTES: dict[str, Callable[..., int]] = {
+    "Add": _broadcast,
+    "Cast": _cast,
+    "Concat": _copied,
+    "Constant": _view,
+    "ConstantOfShape": _filled,
+    "Div": _broadcast,
+    "Expand": _expanded,
+    "Gather": _gathered,
+    "Identity": _copied,
+    "Mul": _broadcast,
+    "Reshape": _copied,
+    "Shape": _view,
+    "Slice": _view,
+    "Split": _view,
+    "Squeeze": _view,
+    "Sub": _broadcast,
+    "Transpose": _view,
+    "Unsqueeze": _view,
+}
+"""The operators that are folded, and the bytes that their results take at most, before they are computed.
+
+A view has memory in common with its input.
+"""
