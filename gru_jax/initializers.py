@@ -7,22 +7,48 @@ its own, so that fans and orthogonality mean what they mean for a single matrix,
 σ(b) is the share of the state that a step keeps.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gru_jax import checks
 
 Initializer = Callable[..., jax.Array]
 
-glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
-lecun_normal: Initializer = jax.nn.initializers.lecun_normal()
 zeros: Initializer = jax.nn.initializers.zeros
+
+
+def is_zeros(init: Initializer | None) -> bool:
+    """Whether an initializer is None or makes zeros without a key, by whatever name: no random stream is needed then.
+
+    >>> is_zeros(jax.nn.initializers.constant(0.0)), is_zeros(lecun_normal)
+    (True, False)
+    """
+    if init is None or init is zeros:
+        return True
+    try:
+        with jax.ensure_compile_time_eval():
+            return not np.any(init(None, (2, 3), jnp.float32))
+    except Exception:  # whatever a user's initializer raises for want of a key
+        return False
+
 
 forget_bias: Initializer = jax.nn.initializers.ones
 """1, so that a cell starts by keeping: F. Gers et al., Neural Computation 2000; R. Jozefowicz et al., ICML 2015."""
+
+
+def glorot_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """`jax.nn.initializers.glorot_uniform()`, always the same function: it is equal to its copies, and can be pickled."""
+    return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
+
+
+def lecun_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """`jax.nn.initializers.lecun_normal()`, likewise."""
+    return jax.nn.initializers.lecun_normal()(key, shape, dtype)
 
 
 def orthogonal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -58,11 +84,17 @@ def chrono(max_time: int) -> Initializer:
     True
     """
     checks.integer("max_time", max_time, at_least=3)
+    return _Chrono(int(max_time))
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.log(jax.random.uniform(key, shape, dtype, minval=1.0, maxval=max_time - 1.0))
 
-    return init
+@dataclasses.dataclass(frozen=True)
+class _Chrono:
+    """What `chrono` returns; a value, equal to its copies."""
+
+    max_time: int
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return jnp.log(jax.random.uniform(key, shape, dtype, minval=1.0, maxval=self.max_time - 1.0))
 
 
 def uniform_gate(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:

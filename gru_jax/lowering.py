@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import mlir
 
-from gru_jax import partitioning
+from gru_jax import activations, partitioning
 from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, Preactivations, preactivation_count
 from gru_jax.recurrence import KEPT, WEIGHTS, Operands
@@ -46,9 +46,6 @@ HOISTED = 1 << 23
 """XLA projects inputs within its loop if the projected ones would be more numbers than this, 32 MB: such an array has
 left the caches when the loop reads it, and has fresh pages at every call. A gradient would gain nothing."""
 
-_SIGMOIDS = (jax.nn.sigmoid, jax.lax.logistic)
-_TANHS = (jnp.tanh, jax.nn.tanh, jax.lax.tanh)
-
 
 def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> str | None:
     """Why a primitive cannot run on the native kernels, or None if it can.
@@ -67,7 +64,7 @@ def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> s
     if not config.native:
         return "gru_jax.config.native is False"
     cell = params.get("cell")
-    if cell is not None and (cell.gate not in _SIGMOIDS or cell.candidate not in _TANHS):
+    if cell is not None and (cell.gate, cell.candidate) != (activations.SIGMOID, activations.TANH):
         return "the cell has other activations than sigmoid and tanh"
     dtypes = {str(x.dtype) for name, x in named.items() if name not in ("mask", "resets")}
     if dtypes != {"float32"}:
@@ -122,7 +119,7 @@ def hoists(o: Operands) -> bool:
 
 def suited(cell: GRU, dtype: Any) -> GRU:
     """The cell with σ through tanh, for which XLA on a CPU takes less time than for an exponential and a division."""
-    if dtype != jnp.float32 or cell.gate not in _SIGMOIDS:
+    if dtype != jnp.float32 or cell.gate != activations.SIGMOID:
         return cell
     return dataclasses.replace(cell, gate=_sigmoid_through_tanh)
 

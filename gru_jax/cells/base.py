@@ -1,6 +1,5 @@
 """What `gru_jax.unroll` needs of a cell, and what cells have in common: packed parameters, their checks and draws."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 
 from gru_jax import checks, initializers
 from gru_jax.initializers import Initializer
+from gru_jax.serialization import serializable
 
 State = Any
 """The state of a cell: an array (*batch, features), or a NamedTuple of such arrays."""
@@ -40,6 +40,7 @@ class Cell(Protocol):
         ...
 
 
+@serializable
 class Params(NamedTuple):
     """Parameters of a cell whose gates lie side by side, G of them in the order of `cell.order`; a GRU's: r, z, n.
 
@@ -117,7 +118,9 @@ class Packed(Generic[P]):
         update_bias_init: Initializer | None = None,
         dtype: Any = jnp.float32,
     ) -> P:
-        """Fresh parameters, drawn in one compiled call.
+        """Fresh parameters, each gate drawn on its own.
+
+        Initializers run op by op, as in Flax, so that one made anew for each cell compiles nothing anew.
 
         Args:
           key: a PRNG key.
@@ -146,7 +149,7 @@ class Packed(Generic[P]):
                 checks.function(f"{name}_init", init)
         if update_bias_init is not None:
             self._check_update_bias(use_bias)
-        return _draw(self, key, int(in_features), int(features), use_bias, inits, jnp.dtype(dtype))
+        return self.draw(key, int(in_features), int(features), use_bias, inits, jnp.dtype(dtype))
 
     def _check_update_bias(self, use_bias: bool) -> None:
         if not self.keeps:
@@ -244,13 +247,6 @@ class Packed(Generic[P]):
         x_t = checks.array("x_t", x_t)
         params, x_t, dtype = self.prepare(params, x_t, "x_t", "(*batch, in_features)")
         return params, checked_state("state_tm1", state_tm1, self.initial_state(params, x_t.shape[:-1], dtype)), x_t
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4, 5, 6))
-def _draw(
-    cell: Packed, key: jax.Array, in_features: int, features: int, use_bias: bool, inits: Inits, dtype: Any
-) -> Any:
-    return cell.draw(key, in_features, features, use_bias, inits, dtype)
 
 
 def checked_state(name: str, state: State, like: State) -> State:

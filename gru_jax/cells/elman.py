@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gru_jax import checks, gates
+from gru_jax import activations, checks, gates
 from gru_jax.cells.affine import product, project
 from gru_jax.cells.base import Inits, Packed, Params
+from gru_jax.serialization import serializable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Elman(Packed[Params]):
 
     def __post_init__(self) -> None:
         checks.function("candidate", self.candidate)
+        object.__setattr__(self, "candidate", activations.canonical(self.candidate))
 
     def step(self, params: Params, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
         """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
@@ -51,6 +53,7 @@ class Elman(Packed[Params]):
         return _candidate(self, params, h_tm1, x_t)
 
 
+@serializable
 class LeakyParams(NamedTuple):
     """Parameters of leaky units.
 
@@ -108,6 +111,7 @@ class Leaky(Packed[LeakyParams]):
 
     def __post_init__(self) -> None:
         checks.function("candidate", self.candidate)
+        object.__setattr__(self, "candidate", activations.canonical(self.candidate))
         tau = self.time_constant
         for value in () if tau is None else tau if isinstance(tau, tuple) else (tau,):
             if isinstance(value, bool) or not isinstance(value, int | float | np.number):

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, gates
+from gru_jax import activations, checks, gates
 from gru_jax.cells.affine import product, project, split
 from gru_jax.cells.base import Packed, Params
 
@@ -26,8 +26,9 @@ class GRU(Packed[Params]):
 
     Attributes:
       reset_after: whether the reset gate acts after the recurrent product (True) or before it.
-      gate: σ, elementwise. It must not close over traced values.
-      candidate: φ, elementwise. It must not close over traced values.
+      gate: σ, elementwise. It must not close over traced values. What JAX has, or is σ or tanh by another name, is held
+        by its name, `gru_jax.activations.Named`, so that copies of a cell are equal to it.
+      candidate: φ, likewise.
 
     Raises:
       TypeError: if reset_after is not a bool or an activation cannot be called.
@@ -49,8 +50,9 @@ class GRU(Packed[Params]):
     def __post_init__(self) -> None:
         if not isinstance(self.reset_after, bool):
             raise TypeError(f"reset_after must be a bool, got {self.reset_after!r}")
-        checks.function("gate", self.gate)
-        checks.function("candidate", self.candidate)
+        for name in ("gate", "candidate"):
+            checks.function(name, getattr(self, name))
+            object.__setattr__(self, name, activations.canonical(getattr(self, name)))
 
     @property
     def methods(self) -> tuple[str, ...]:

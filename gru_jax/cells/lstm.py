@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from gru_jax.cells.affine import product, project, split
 from gru_jax.cells.base import Packed, Params
+from gru_jax.serialization import serializable
 
 
+@serializable
 class LSTMState(NamedTuple):
     """The state of an LSTM.
 

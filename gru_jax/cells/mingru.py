@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from gru_jax import gates, initializers
 from gru_jax.cells.affine import project
 from gru_jax.cells.base import Inits, Packed
+from gru_jax.serialization import serializable
 
 LOG_ZERO = -1e30
 """ln 0 in sums of logarithms: exp(LOG_ZERO) = 0, and unlike −∞ it has a difference with itself."""
 
 
+@serializable
 class MinGRUParams(NamedTuple):
     """Parameters of a minGRU, gates in the order z, n.
 

@@ -1,11 +1,9 @@
 """Activations by name, for files: code is not stored in them."""
 
-import jax
-import jax.numpy as jnp
-
+from gru_jax.activations import Named, canonical
 from gru_jax.gates import Activation
 
-ACTIVATIONS: dict[str, Activation] = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh}
+ACTIVATIONS: dict[str, Activation] = {name: Named(name) for name in ("sigmoid", "tanh")}
 
 
 def name_of(argument: str, activation: Activation) -> str:
@@ -13,16 +11,18 @@ def name_of(argument: str, activation: Activation) -> str:
 
     Args:
       argument: what an error calls it.
-      activation: one of the values of `ACTIVATIONS`.
+      activation: one of the values of `ACTIVATIONS`, or a function that is one of them.
 
     Raises:
       ValueError: if it is another function.
 
-    >>> name_of("candidate", jnp.tanh)
+    >>> import jax
+    >>> name_of("candidate", jax.lax.tanh)
     'tanh'
     """
+    found = canonical(activation)
     for name, known in ACTIVATIONS.items():
-        if activation is known:
+        if found == known:
             return name
     raise ValueError(
         f"{argument} must be a function that has a name in a file, jax.nn.sigmoid or jax.numpy.tanh, got {activation!r}"

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from gru_jax import arguments, cells
+from gru_jax import activations, arguments, cells
 from gru_jax.initializers import Initializer
 
 
@@ -37,7 +37,7 @@ class Scope(nn.Module):
 
 
 def check_parts(module: nn.Module) -> None:
-    """The attributes that cells and layers share."""
+    """The attributes that cells and layers share; activations that have a name are from then on held by it."""
     inits = ("kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init")
     arguments.parts(
         {name: getattr(module, name) for name in inits},
@@ -45,3 +45,5 @@ def check_parts(module: nn.Module) -> None:
         module.use_bias,
         module.param_dtype,
     )
+    for name in ("gate_fn", "activation_fn"):
+        object.__setattr__(module, name, activations.canonical(getattr(module, name)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from gru_jax import arguments, cells, checks, initializers, layers
+from gru_jax import activations, arguments, cells, checks, initializers, layers
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.nnx import variables
@@ -94,8 +94,8 @@ class GRUCell(nnx.RNNCellBase):
             variables.check_rngs(rngs, "carry")
         self.in_features = in_features
         self.hidden_features = hidden_features
-        self.gate_fn = gate_fn
-        self.activation_fn = activation_fn
+        self.gate_fn = activations.canonical(gate_fn)
+        self.activation_fn = activations.canonical(activation_fn)
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.promote_dtype = promote_dtype
@@ -188,7 +188,7 @@ class GRUCell(nnx.RNNCellBase):
         batch = arguments.input_shape(input_shape, self.in_features)[:-1]
         shape, dtype = (*batch, self.hidden_features), layers.carry_dtype(self.dtype, self.param_dtype)
         init = self.carry_init if carry_init is None else carry_init
-        if init is None or init is initializers.zeros:
+        if initializers.is_zeros(init):
             return jnp.zeros(shape, dtype)
         rngs = self.rngs if rngs is None else rngs
         if rngs is None:

@@ -1,7 +1,6 @@
 """Variables and random streams of the nnx modules."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -57,10 +56,7 @@ def unbox(init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> tuple[In
     return (_without_box(init), boxes[0]) if boxes else (init, None)
 
 
-@functools.cache
 def _without_box(init: Callable[..., Any]) -> Initializer:
-    """Always the same function for the same initializer, as compiled initialisation is cached by it."""
-
     def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         return init(key, shape, dtype).raw_value
 
