@@ -245,7 +245,14 @@ class _Folded:
         """The operands of the states, in the order of the handlers."""
         weights = (self.weight(w) for w in (o.kernel, o.bias, o.recurrent_kernel, o.recurrent_bias))
         flags = (self.flags(o.mask), self.flags(o.resets))
-        return self.shared(o.xs), self.timeless(o.h_0), *weights, self.timeless(o.drop), *flags
+        return (
+            self.shared(o.xs),
+            self.timeless(o.h_0),
+            *weights,
+            self.timeless(o.drop),
+            *flags,
+            self.timeless(o.reset_state),
+        )
 
 
 def _none(dtype: Any) -> jax.Array:
@@ -290,6 +297,7 @@ def _pull(
     results = {
         "xs": result("xs", "xs" in wrt, steps, groups, rows, width),
         "h_0": result("h_0", True, groups, rows, features),
+        "reset_state": result("reset_state", "reset_state" in wrt, groups, rows, features),
         "kernel": result("kernel", weights, groups, width, 3 * features),
         "bias": result("bias", "bias" in wrt, groups, 3 * features),
         "recurrent_kernel": result("recurrent_kernel", weights, groups, features, 3 * features),
@@ -307,7 +315,7 @@ def _pull(
     )
     shapes = {
         "xs": (steps, *folded.lead, width),
-        "h_0": (*folded.lead, features),
+        **dict.fromkeys(("h_0", "reset_state"), (*folded.lead, features)),
         **{name: (*folded.lead[: o.groups], *results[name].shape[1:]) for name in WEIGHTS},
     }
     by_name = dict(zip(results, outs, strict=True))
@@ -320,16 +328,19 @@ def _linear(
     named = named_operands(args, names)
     kernel, s = named["recurrent_kernel"], named["source"]
     coefficients = [named[name] for name in Linearisation._fields]
+    flags = [named.get(name) for name in ("mask", "resets")]
+    given = [*coefficients, *(x for x in flags if x is not None)]
     groups, ndim = kernel.ndim - 2, s.ndim - 2
-    others = [x.shape[1:-1] for x in (*coefficients, s)] + [(*kernel.shape[:groups], *[1] * (ndim - groups))]
+    others = [x.shape[1:-1] for x in (*given, s)] + [(*kernel.shape[:groups], *[1] * (ndim - groups))]
     folded = _Folded(jnp.broadcast_shapes(*others), groups)
-    held = _Folded(_period(folded.lead, [c.shape[1:-1] for c in coefficients], groups), groups)
+    held = _Folded(_period(folded.lead, [x.shape[1:-1] for x in given], groups), groups)
     call = jax.ffi.ffi_call("gru_jax_linear", _array(s.shape[0], *folded.sizes, s.shape[-1]))
     ys = call(
         *(held.timed(c) for c in coefficients),
         folded.weight(kernel),
         folded.timeless(named.get("drop")),
         folded.timed(s),
+        *(held.flags(x) for x in flags),
         reset_after=reset_after,
         reverse=reverse,
         transposed=transposed,

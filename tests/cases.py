@@ -26,12 +26,18 @@ STEPS, BATCH, IN_FEATURES, FEATURES = 6, 3, 2, 4
 
 
 class Problem(NamedTuple):
-    """Weights, inputs (T, B, D), h_0 (B, H), and the keyword arguments of `unroll`."""
+    """Weights, inputs (T, B, D), h_0 and reset_state (B, H), and the other keyword arguments of `unroll`."""
 
     params: gru_jax.Params
     xs: jax.Array
     h_0: jax.Array
+    reset_state: jax.Array
     options: dict
+
+
+def unroll(cell, params, xs, h_0, reset_state, **options):
+    """`gru_jax.unroll` of the arrays with respect to which it is differentiated; reset_state counts with `resets`."""
+    return gru_jax.unroll(cell, params, xs, h_0, reset_state=reset_state, **options)
 
 
 def normal_init(key, shape, dtype):
@@ -43,7 +49,7 @@ def problem(cell, options=(), *, dtype=jnp.float64, seed=0, use_bias=True, batch
     keys = jax.random.split(jax.random.key(seed), 8)
     params = cell.init(keys[0], IN_FEATURES, FEATURES, use_bias=use_bias, bias_init=normal_init, dtype=dtype)
     xs = jax.random.normal(keys[1], (steps, *batch, IN_FEATURES), dtype)
-    h_0 = jax.random.normal(keys[2], (*batch, FEATURES), dtype)
+    h_0, reset_state = jax.random.normal(keys[2], (2, *batch, FEATURES), dtype)
     every = {
         "mask": jax.random.bernoulli(keys[3], 0.7, (steps, *batch)),
         "lengths": jnp.arange(steps, steps - 2 * BATCH, -2)[:BATCH].reshape(batch) if batch == (BATCH,) else None,
@@ -51,7 +57,7 @@ def problem(cell, options=(), *, dtype=jnp.float64, seed=0, use_bias=True, batch
         "recurrent_dropout_mask": jax.random.bernoulli(keys[5], 0.5, (*batch, FEATURES)).astype(dtype) * 2,
         "reverse": True,
     }
-    return Problem(params, xs, h_0, {name: every[name] for name in options})
+    return Problem(params, xs, h_0, reset_state, {name: every[name] for name in options})
 
 
 def flags(options, steps=STEPS):

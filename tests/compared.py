@@ -78,8 +78,8 @@ def problem(case, *, dtype=jnp.float64, steps=STEPS):
     return params, jax.random.normal(keys[2], (steps, BATCH, IN_FEATURES), dtype), state_0
 
 
-def chosen(options, steps=STEPS):
-    """The arguments of `unroll` that a row of the table names."""
+def chosen(options, state_0, steps=STEPS):
+    """The arguments of `unroll` that a row of the table names; of `resets` a reset_state besides, unlike state_0."""
     keys = jax.random.split(KEY)
     every = {
         "mask": jax.random.bernoulli(keys[0], 0.7, (steps, BATCH)),
@@ -87,13 +87,20 @@ def chosen(options, steps=STEPS):
         "resets": jax.random.bernoulli(keys[1], 0.3, (steps, BATCH)),
         "reverse": True,
     }
-    return {name: every[name] for name in options if name in every}
+    start = {"reset_state": jax.tree.map(lambda part: part[::-1] / 2, state_0)} if "resets" in options else {}
+    return start | {name: every[name] for name in options if name in every}
 
 
 def expected(case, params, xs, state_0, options):
     mask, resets = (None if flag is None else np.asarray(flag) for flag in flags(options))
     parts = tuple(np.asarray(part, np.float64) for part in jax.tree.leaves(state_0))
-    everything = {"mask": mask, "resets": resets, "reverse": options.get("reverse", False)}
+    start = jax.tree.map(np.asarray, options.get("reset_state"))
+    everything = {
+        "mask": mask,
+        "resets": resets,
+        "reset_state": None if start is None else tuple(jax.tree.leaves(start)),
+        "reverse": options.get("reverse", False),
+    }
     return oracle.run(case.step, weights(case, params), np.asarray(xs, np.float64), parts, **everything)
 
 

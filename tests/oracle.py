@@ -10,12 +10,14 @@ def sigmoid(a):
     return 1 / (1 + np.exp(-a))
 
 
-def gru(w, xs, h_0, *, reset_after, candidate=np.tanh, mask=None, resets=None, reverse=False, drop=None):
+def gru(
+    w, xs, h_0, *, reset_after, candidate=np.tanh, mask=None, resets=None, reset_state=None, reverse=False, drop=None
+):
     """States of one sequence batch.
 
     Args:
       w: dict with W_r, W_z, W_n (D, H), U_r, U_z, U_n (H, H), b_r, b_z, b_n, c_n (H,).
-      xs: (T, B, D). h_0: (B, H). mask, resets: (T, B). drop: (B, H).
+      xs: (T, B, D). h_0, reset_state, drop: (B, H). mask, resets: (T, B). No reset_state is zero.
 
     Returns:
       (h_T, hs), (B, H) and (T, B, H).
@@ -27,7 +29,7 @@ def gru(w, xs, h_0, *, reset_after, candidate=np.tanh, mask=None, resets=None, r
         h = h_0[b]
         for t in range(steps)[:: -1 if reverse else 1]:
             if resets is not None and resets[t, b]:
-                h = h_0[b]
+                h = np.zeros_like(h) if reset_state is None else reset_state[b]
             if mask is not None and not mask[t, b]:
                 continue
             x = xs[t, b]
@@ -100,11 +102,11 @@ def refine_gru(w, state, x):
     return (g * h + (1 - g) * n,)
 
 
-def run(step, w, xs, state_0, *, mask=None, resets=None, reverse=False):
+def run(step, w, xs, state_0, *, mask=None, resets=None, reset_state=None, reverse=False):
     """States of one sequence batch by one of these steps.
 
     Args:
-      xs: (T, B, D). state_0: tuple of (B, H). mask, resets: (T, B).
+      xs: (T, B, D). state_0, reset_state: tuple of (B, H). mask, resets: (T, B). No reset_state is zero.
 
     Returns:
       (state_T, hs), tuple of (B, H), and the first of the state at every step, (T, B, H).
@@ -113,7 +115,12 @@ def run(step, w, xs, state_0, *, mask=None, resets=None, reverse=False):
     hs = np.zeros((steps, *state_0[0].shape))
     last = [part.copy() for part in state_0]
     for b in range(batch):
-        state = start = tuple(part[b] for part in state_0)
+        state = tuple(part[b] for part in state_0)
+        start = (
+            tuple(np.zeros_like(part[b]) for part in state_0)
+            if reset_state is None
+            else [part[b] for part in reset_state]
+        )
         for t in range(steps)[:: -1 if reverse else 1]:
             if resets is not None and resets[t, b]:
                 state = start

@@ -10,7 +10,7 @@ import pytest
 
 import gru_jax
 from gru_jax.cells import LSTM, Elman, Leaky, LSTMState, MinGRU, RefineGRU
-from tests.cases import BATCH, FEATURES, IN_FEATURES, OPTIONS, STEPS
+from tests.cases import BATCH, FEATURES, IN_FEATURES, OPTIONS, STEPS, unroll
 from tests.compared import CASES, KEY, chosen, each_run, expected, flat, problem
 
 # --- Values -----------------------------------------------------------------------------------------------------------
@@ -25,13 +25,13 @@ def test_options_agree_with_the_numpy_loop(case, method):
     @jax.jit
     def run(params, xs, state_0):
         return {
-            name: gru_jax.unroll(case.cell, params, xs, state_0, **chosen(options), method=method)
+            name: gru_jax.unroll(case.cell, params, xs, state_0, **chosen(options, state_0), method=method)
             for name, options in OPTIONS.items()
             if name != "dropout"
         }
 
     for name, result in run(*arguments).items():
-        desired = expected(case, *arguments, chosen(OPTIONS[name]))
+        desired = expected(case, *arguments, chosen(OPTIONS[name], arguments[2]))
         chex.assert_trees_all_close(flat(result), desired, atol=1e-12)
 
 
@@ -40,14 +40,16 @@ def test_any_batch_and_any_number_of_steps(case, method):
     """No batch axis, two, an empty one; no h_0, one step, a sequence in two parts, no steps at all."""
     case = CASES[case]
     params, xs, state_0 = problem(case)
-    cell, options = case.cell, chosen(("mask", "resets"))
+    cell, options = case.cell, chosen(("mask", "resets"), state_0)
 
     @jax.jit
     def run(params, xs, state_0):
         unroll = functools.partial(gru_jax.unroll, cell, params, method=method)
         one, two = (functools.partial(jax.tree.map, f) for f in (lambda x: x[..., 1, :], lambda x: x[..., None, :, :]))
-        one_flags = {name: flag[:, 1] for name, flag in options.items()}
-        two_flags = {name: flag[:, None] for name, flag in options.items()}
+        flags = {name: options[name] for name in ("mask", "resets")}
+        one_flags = {name: flag[:, 1] for name, flag in flags.items()} | {"reset_state": one(options["reset_state"])}
+        # Without its new axis, which it may leave out.
+        two_flags = {name: flag[:, None] for name, flag in flags.items()} | {"reset_state": options["reset_state"]}
         middle, first = unroll(xs[:1])
         end, second = unroll(xs[1:], middle)
         return (
@@ -162,18 +164,20 @@ def test_lstm_is_that_of_flax():
 
 
 def test_parallel_gradients_are_those_of_the_sequential_form():
-    options = chosen(("mask", "resets", "reverse"))
+    *arguments, h_0 = problem(CASES["mingru"])
+    options = chosen(("mask", "resets", "reverse"), h_0)
+    arguments += h_0, options.pop("reset_state")
     weight = jax.random.normal(KEY, (STEPS, BATCH, FEATURES))
 
     def loss(args, method):
-        h_T, hs = gru_jax.unroll(MinGRU(), *args, **options, method=method)
+        h_T, hs = unroll(MinGRU(), *args, **options, method=method)
         return (weight * hs).sum() + (h_T**2).sum()
 
     @jax.jit
     def run(args):
         return [jax.grad(loss)(args, method) for method in ("scan", "parallel")]
 
-    scan, parallel = run(problem(CASES["mingru"]))
+    scan, parallel = run(arguments)
     chex.assert_trees_all_close(parallel, scan, rtol=1e-9, atol=1e-12)
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 import gru_jax
-from tests.cases import BATCH, CELLS, FEATURES, OPTIONS, STEPS, problem
+from tests.cases import BATCH, CELLS, FEATURES, OPTIONS, STEPS, problem, unroll
 
-WRT = (0, 1, 2)
+WRT = (0, 1, 2, 3)
 RESETS = {name: CELLS[name] for name in ("cudnn", "cho2014")}
 
 
@@ -28,11 +28,11 @@ def dot(a, b):
 
 
 def scalar(cell, options, method):
-    """A loss of weights, inputs and initial state that weighs every output and the final state differently."""
+    """A loss of weights, inputs, h_0 and reset_state that weighs every output and the final state differently."""
     weight = jnp.sin(jnp.arange(STEPS * BATCH * FEATURES)).reshape(STEPS, BATCH, FEATURES)
 
     def loss(*args):
-        h_last, hs = gru_jax.unroll(cell, *args, method=method, **options)
+        h_last, hs = unroll(cell, *args, method=method, **options)
         return (weight.astype(hs.dtype) * jnp.sin(hs)).sum() + (h_last**3).sum()
 
     return loss
@@ -71,7 +71,7 @@ def test_derivative_is_that_of_the_scan(cell, operator, options, kept, keep):
     p = problem(CELLS[cell], OPTIONS[options])
 
     def derivative(method):
-        return jax.jit(OPERATORS[operator](scalar(CELLS[cell], p.options, method)))(*p[:3])
+        return jax.jit(OPERATORS[operator](scalar(CELLS[cell], p.options, method)))(*p[:4])
 
     chex.assert_trees_all_close(derivative("fused"), derivative("scan"), atol=1e-9, rtol=1e-9)
 
@@ -83,10 +83,10 @@ def test_whole_matrices(cell, operator):
 
     def matrix(method):
         def run(*args):
-            h_last, hs = gru_jax.unroll(CELLS[cell], *args, method=method, **p.options)
+            h_last, hs = unroll(CELLS[cell], *args, method=method, **p.options)
             return (jnp.sin(hs).sum() + (h_last**3).sum()) if operator is jax.hessian else (h_last, hs)
 
-        return jax.jit(operator(run, WRT))(*p[:3])
+        return jax.jit(operator(run, WRT))(*p[:4])
 
     chex.assert_trees_all_close(matrix("fused"), matrix("scan"), atol=1e-9, rtol=1e-9)
 
@@ -96,7 +96,7 @@ def test_whole_matrices(cell, operator):
 def test_against_finite_differences(cell, options):
     """Central differences along a direction: of the loss against its gradient, of the gradient against its jvp."""
     p = problem(CELLS[cell], OPTIONS[options])
-    args, direction, eps = p[:3], tangents(p[:3]), 1e-5
+    args, direction, eps = p[:4], tangents(p[:4]), 1e-5
     loss = scalar(CELLS[cell], p.options, "fused")
 
     @jax.jit
@@ -112,7 +112,7 @@ def test_against_finite_differences(cell, options):
     chex.assert_trees_all_close(differences, change, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrt", [0, 1, 2], ids=["params", "xs", "h_0"])
+@pytest.mark.parametrize("wrt", WRT, ids=["params", "xs", "h_0", "reset_state"])
 @pytest.mark.parametrize("cell", RESETS)
 def test_one_argument_at_a_time(cell, wrt):
     """The rules drop the terms of arguments that do not move; each alone must still be right."""
@@ -120,7 +120,7 @@ def test_one_argument_at_a_time(cell, wrt):
 
     def derivatives(method):
         f = scalar(CELLS[cell], p.options, method)
-        return jax.jit(lambda *args: (jax.grad(f, wrt)(*args), jax.hessian(f, wrt)(*args)))(*p[:3])
+        return jax.jit(lambda *args: (jax.grad(f, wrt)(*args), jax.hessian(f, wrt)(*args)))(*p[:4])
 
     chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
 
@@ -133,21 +133,21 @@ def test_on_a_single_device(cell, monkeypatch):
 
     def derivatives(method):
         f = scalar(CELLS[cell], p.options, method)
-        ensemble = [stacked(arg, 0) for arg in p[:3]]
-        return jax.jit(lambda *args: (reverse_over_reverse(f)(*args), jax.vmap(jax.grad(f, WRT))(*ensemble)))(*p[:3])
+        ensemble = [stacked(arg, 0) for arg in p[:4]]
+        return jax.jit(lambda *args: (reverse_over_reverse(f)(*args), jax.vmap(jax.grad(f, WRT))(*ensemble)))(*p[:4])
 
     chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
 
 
 # --- vmap -------------------------------------------------------------------------------------------------------------
 
-# Which of (params, xs, h_0, mask, resets) are batched.
+# Which of (params, xs, h_0, reset_state, mask, resets) are batched.
 AXES = {
-    "inputs": (None, 0, None, None, None),
-    "state": (None, None, 0, None, None),
-    "flags": (None, None, None, 0, 0),
-    "weights": (0, None, None, None, None),
-    "everything": (0, 0, 0, 0, 0),
+    "inputs": (None, 0, None, None, None, None),
+    "state": (None, None, 0, None, None, None),
+    "flags": (None, None, None, 0, 0, 0),
+    "weights": (0, None, None, None, None, None),
+    "everything": (0, 0, 0, 0, 0, 0),
 }
 
 
@@ -163,12 +163,13 @@ def stacked(tree, axis, size=2):
 @functools.cache
 def flagged_problem(cell):
     p = problem(CELLS[cell], ("mask", "resets"))
-    return *p[:3], p.options["mask"], p.options["resets"]
+    return *p[:4], p.options["mask"], p.options["resets"]
 
 
 def flagged(cell, method):
-    def loss(params, xs, h_0, mask, resets):
-        return scalar(CELLS[cell], {"mask": mask, "resets": resets}, method)(params, xs, h_0)
+    def loss(*args):
+        *moving, mask, resets = args
+        return scalar(CELLS[cell], {"mask": mask, "resets": resets}, method)(*moving)
 
     return loss
 
@@ -179,9 +180,9 @@ def test_vmap_of_second_order(cell, axes):
     args = [stacked(arg, axis) for arg, axis in zip(flagged_problem(cell), AXES[axes], strict=True)]
 
     def batched(method):
-        def derivative(params, xs, h_0, mask, resets):
-            f = flagged(cell, method)
-            return reverse_over_reverse(lambda *moving: f(*moving, mask, resets))(params, xs, h_0)
+        def derivative(*args):
+            *moving, mask, resets = args
+            return reverse_over_reverse(lambda *moving: flagged(cell, method)(*moving, mask, resets))(*moving)
 
         return jax.jit(jax.vmap(derivative, AXES[axes]))(*args)
 
@@ -227,7 +228,7 @@ def test_padding_of_nan_reaches_nothing(cell, method, reverse):
 
     @jax.jit
     def everything(xs):
-        args = (p.params, xs, p.h_0)
+        args = (p.params, xs, p.h_0, p.reset_state)
         value, grads = jax.value_and_grad(loss, WRT)(*args)
         return value, grads, jax.jvp(jax.grad(loss, WRT), args, tangents(args))[1]
 

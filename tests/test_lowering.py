@@ -8,7 +8,7 @@ import pytest
 
 import gru_jax
 from gru_jax import lowering
-from tests.cases import OPTIONS, problem
+from tests.cases import OPTIONS, problem, unroll
 from tests.test_native import by_scan, check, each_cell, native, run, single
 
 
@@ -88,10 +88,10 @@ def test_few_uses_of_many_weights_are_left_to_xla(steps, batch, features, states
 
 def value_and_gradient(cell, options, method):
     def loss(*args):
-        h_last, hs = gru_jax.unroll(cell, *args, method=method, **options)
+        h_last, hs = unroll(cell, *args, method=method, **options)
         return jnp.sin(hs).sum() + (h_last**3).sum()
 
-    return jax.value_and_grad(loss, (0, 1, 2))
+    return jax.value_and_grad(loss, (0, 1, 2, 3))
 
 
 @native
@@ -104,7 +104,7 @@ def test_one_of_them_left_to_xla(cell, left, kept, keep, monkeypatch):
     monkeypatch.setattr(lowering, "SMALL", 0)
     monkeypatch.setattr(lowering, "PER_USE", dict.fromkeys(lowering.PER_USE, float("inf")) | {left: 0})
     p = problem(cell, OPTIONS["all"])
-    function, args = functools.partial(value_and_gradient, cell, p.options), single(p[:3])
+    function, args = functools.partial(value_and_gradient, cell, p.options), single(p[:4])
     used = gru_jax.lowerings(function("auto"))(*args)
     assert [x.primitive for x in used if not x.native] == [left]
     check(jax.jit(function("auto"))(*args), by_scan(function, *args))
@@ -116,10 +116,10 @@ def test_loops_of_xla_in_float32(cell, hoisted, scale, monkeypatch):
     """Where their activations differ from the scan's; saturated, too."""
     monkeypatch.setattr(lowering, "HOISTED", hoisted)
     p = problem(cell, OPTIONS["all"], steps=40)
-    args = single((p.params, p.xs * scale, p.h_0))
+    args = single((p.params, p.xs * scale, p.h_0, p.reset_state))
 
     def outputs(method):
-        return functools.partial(gru_jax.unroll, cell, method=method, **p.options)
+        return functools.partial(unroll, cell, method=method, **p.options)
 
     for function in (outputs, functools.partial(value_and_gradient, cell, p.options)):
         check(jax.jit(function("fused"))(*args), by_scan(function, *args))

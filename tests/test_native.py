@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gru_jax
-from tests.cases import OPTIONS, native_is_installed, problem
+from tests.cases import OPTIONS, native_is_installed, problem, unroll
 from tests.test_derivatives import AXES, OPERATORS, WRT, scalar, stacked, tangents
 
 CELLS = {"after": gru_jax.CUDNN, "before": gru_jax.CHO2014}
@@ -75,6 +75,7 @@ def random_problem(seed, most=(150, 70, 80, 80)):
     given = {name: value for name, value in options.items() if rng.random() < 0.5}
     ct = normal(steps, batch, features), normal(batch, features)
     args = params, normal(steps, batch, in_features), normal(batch, features)
+    args += (normal(batch, features) if rng.random() < 0.5 else None,)
     return cell, args, given, bool(rng.integers(2)), ct
 
 
@@ -83,7 +84,7 @@ def value_and_gradient(cell, reverse):
 
     def function(method):
         def both(args, options, ct):
-            run = lambda *a: gru_jax.unroll(cell, *a, **options, reverse=reverse, method=method)  # noqa: E731
+            run = lambda *a: unroll(cell, *a, **options, reverse=reverse, method=method)  # noqa: E731
             outputs, pull = jax.vjp(run, *args)
             return outputs, pull(ct[::-1])
 
@@ -191,7 +192,7 @@ def test_every_derivative(cell, operator, options, kept, keep):
 
     # Rounding grows with each order, in whatever float32 program.
     accuracy = ACCURACY if operator in ("value_and_grad", "checkpointed", "checkpointed_states") else 1e-5
-    check(*native_and_exact(function, arrays, *p[:3]), accuracy)
+    check(*native_and_exact(function, arrays, *p[:4]), accuracy)
 
 
 @native
@@ -202,12 +203,12 @@ def test_whole_matrices(cell, operator):
 
     def function(method):
         def run(*args):
-            h_last, hs = gru_jax.unroll(cell, *args, method=method, **p.options)
+            h_last, hs = unroll(cell, *args, method=method, **p.options)
             return (jnp.sin(hs).sum() + (h_last**3).sum()) if operator is jax.hessian else (h_last, hs)
 
         return operator(run, WRT)
 
-    check(*native_and_exact(function, *p[:3]), 1e-5)
+    check(*native_and_exact(function, *p[:4]), 1e-5)
 
 
 @native
@@ -216,12 +217,13 @@ def test_whole_matrices(cell, operator):
 def test_vmap(cell, axes, kept, keep):
     keep(kept)
     p = problem(cell, ("mask", "resets"))
-    args = *p[:3], p.options["mask"], p.options["resets"]
+    args = *p[:4], p.options["mask"], p.options["resets"]
     args = [stacked(arg, axis) for arg, axis in zip(args, AXES[axes], strict=True)]
 
     def function(method):
-        def value_and_grad(params, xs, h_0, mask, resets):
-            return jax.value_and_grad(scalar(cell, {"mask": mask, "resets": resets}, method), WRT)(params, xs, h_0)
+        def value_and_grad(*args):
+            *moving, mask, resets = args
+            return jax.value_and_grad(scalar(cell, {"mask": mask, "resets": resets}, method), WRT)(*moving)
 
         return jax.vmap(value_and_grad, AXES[axes])
 
@@ -233,13 +235,14 @@ def test_vmap(cell, axes, kept, keep):
 @each_cell
 def test_vmap_in_vmap(cell, order):
     p = problem(cell, ("mask", "resets"))
-    args = *p[:3], p.options["mask"], p.options["resets"]
+    args = *p[:4], p.options["mask"], p.options["resets"]
     outer, inner = (AXES[axes] for axes in order)
     args = [stacked(stacked(arg, i, 2), o, 3) for arg, i, o in zip(args, inner, outer, strict=True)]
 
     def function(method):
-        def tangent_and_grad(params, xs, h_0, mask, resets):
-            f, moving = scalar(cell, {"mask": mask, "resets": resets}, method), (params, xs, h_0)
+        def tangent_and_grad(*args):
+            *moving, mask, resets = args
+            f = scalar(cell, {"mask": mask, "resets": resets}, method)
             return jax.grad(f, WRT)(*moving), jax.jvp(f, moving, tangents(moving))[1]
 
         return jax.vmap(jax.vmap(tangent_and_grad, inner), outer)
@@ -285,7 +288,7 @@ def gradient(args, options, cell=gru_jax.CUDNN):
     def loss(*args):
         return (gru_jax.unroll(cell, *args, **options, method="native")[1] ** 2).sum()
 
-    return jax.jit(jax.value_and_grad(loss, WRT)).lower(*args).compile()
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(*args).compile()
 
 
 @native

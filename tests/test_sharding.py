@@ -8,24 +8,26 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gru_jax
-from tests.cases import native_is_installed, problem
+from tests.cases import native_is_installed, problem, unroll
 
 DEVICES = 8
-SPECS = (P(), P(None, "batch"), P("batch"), P(None, "batch"))
+SPECS = (P(), P(None, "batch"), P("batch"), P("batch"), P(None, "batch"))
+WRT = (0, 1, 2, 3)
 # float64 is computed by XLA, float32 by the native kernels where they are installed.
 DTYPES = pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32], ids=["float64", "float32"])
 TOLERANCE = {jnp.float64: 1e-12, jnp.float32: 2e-6}
 CELLS = pytest.mark.parametrize("cell", [gru_jax.CUDNN, gru_jax.CHO2014], ids=["after", "before"])
 
 
-def loss(cell, params, xs, h_0, resets, method="auto"):
-    h_last, hs = gru_jax.unroll(cell, params, xs, h_0, resets=resets, method=method)
+def loss(cell, *args, method="auto"):
+    *moving, resets = args
+    h_last, hs = unroll(cell, *moving, resets=resets, method=method)
     return jnp.sin(hs).sum() + (h_last**3).sum()
 
 
 def arguments(cell, dtype):
     p = problem(cell, ("resets",), batch=(2 * DEVICES,), dtype=dtype)
-    return *p[:3], p.options["resets"]
+    return *p[:4], p.options["resets"]
 
 
 def mesh(axis_type):
@@ -35,7 +37,7 @@ def mesh(axis_type):
 def check_gradient(compiled, cell, args, dtype):
     """Against the scan on one device in float64, relative to the largest entry; and where it ran."""
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64 if x.dtype == dtype else x.dtype), args)
-    expected = jax.jit(jax.grad(lambda *a: loss(cell, *a, method="scan"), (0, 1, 2)))(*exact)
+    expected = jax.jit(jax.grad(lambda *a: loss(cell, *a, method="scan"), WRT))(*exact)
     for got, want in zip(jax.tree.leaves(compiled(*args)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=0, atol=TOLERANCE[dtype] * abs(want).max())
     native = native_is_installed and dtype == jnp.float32
@@ -53,7 +55,7 @@ def test_gradient_of_shard_map(cell, dtype, check_vma, kept, keep):
     def total(*local):
         return jax.lax.psum(loss(cell, *local), "batch")
 
-    check_gradient(jax.jit(jax.grad(total, (0, 1, 2))).lower(*args).compile(), cell, args, dtype)
+    check_gradient(jax.jit(jax.grad(total, WRT)).lower(*args).compile(), cell, args, dtype)
 
 
 @CELLS
@@ -61,9 +63,9 @@ def test_gradient_of_shard_map(cell, dtype, check_vma, kept, keep):
 def test_gradient_inside_shard_map_sums_over_devices(cell, dtype):
     args = arguments(cell, dtype)
 
-    @jax.shard_map(mesh=mesh(AxisType.Auto), in_specs=SPECS, out_specs=SPECS[:3])
+    @jax.shard_map(mesh=mesh(AxisType.Auto), in_specs=SPECS, out_specs=SPECS[:4])
     def gradient(*local):
-        return jax.grad(lambda *a: loss(cell, *a), (0, 1, 2))(*local)
+        return jax.grad(lambda *a: loss(cell, *a), WRT)(*local)
 
     check_gradient(jax.jit(gradient).lower(*args).compile(), cell, args, dtype)
 
@@ -78,7 +80,7 @@ def test_a_sharded_batch_is_not_gathered(cell, dtype, axis_type, kept, keep):
     args, devices = arguments(cell, dtype), mesh(axis_type)
     with jax.set_mesh(devices):
         sharded = [jax.device_put(arg, NamedSharding(devices, spec)) for arg, spec in zip(args, SPECS, strict=True)]
-        compiled = jax.jit(jax.grad(lambda *a: loss(cell, *a), (0, 1, 2))).lower(*sharded).compile()
+        compiled = jax.jit(jax.grad(lambda *a: loss(cell, *a), WRT)).lower(*sharded).compile()
     assert "all-gather" not in compiled.as_text()
     assert "all-reduce" in compiled.as_text(), "gradients of the weights are summed over devices"
     check_gradient(compiled, cell, sharded, dtype)

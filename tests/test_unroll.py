@@ -10,7 +10,7 @@ from absl.testing import parameterized
 import gru_jax
 from gru_jax import gates, lowering
 from tests import oracle
-from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, native_is_installed, problem
+from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, native_is_installed, problem, unroll
 
 # Rounding of one dtype over six steps of sums of a few terms, relative to values around one.
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 4e-2, "float16": 5e-3}
@@ -33,6 +33,7 @@ def expected(cell, p, options):
         candidate=oracle.sigmoid if cell == gru_jax.GOODFELLOW else np.tanh,
         mask=None if mask is None else np.asarray(mask),
         resets=None if resets is None else np.asarray(resets),
+        reset_state=np.asarray(p.reset_state, np.float64),
         reverse=options.get("reverse", False),
         drop=None if drop is None else np.asarray(drop, np.float64),
     )
@@ -43,9 +44,9 @@ def each_method_compiled(cell, p):
     every = methods(p.xs.dtype, cell)
     static = {"reverse": True} if "reverse" in p.options else {}
     arrays = {name: value for name, value in p.options.items() if name not in static}
-    return jax.jit(
-        lambda args, arrays: [gru_jax.unroll(cell, *args, method=method, **arrays, **static) for method in every]
-    )(p[:3], arrays)
+    return jax.jit(lambda args, arrays: [unroll(cell, *args, method=method, **arrays, **static) for method in every])(
+        p[:4], arrays
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,18 +75,18 @@ def test_inputs_are_projected_within_the_loop_if_they_are_many(cell, options, mo
     p = problem(cell, OPTIONS[options])
 
     def fused(*args):
-        return gru_jax.unroll(cell, *args, method="fused", **p.options)[1]
+        return unroll(cell, *args, method="fused", **p.options)[1]
 
     def products_before_the_loop(function):
-        before, _ = jax.jit(function).lower(*p[:3]).as_text().split("stablehlo.while", 1)
+        before, _ = jax.jit(function).lower(*p[:4]).as_text().split("stablehlo.while", 1)
         return before.count("dot_general")
 
     assert products_before_the_loop(fused) == 0
     assert products_before_the_loop(jax.value_and_grad(lambda *args: fused(*args).sum())) == 3
     desired = expected(cell, p, p.options)[1]
-    np.testing.assert_allclose(jax.jit(fused)(*p[:3]), desired, atol=1e-12, rtol=0)
+    np.testing.assert_allclose(jax.jit(fused)(*p[:4]), desired, atol=1e-12, rtol=0)
     weights = jax.tree.map(lambda x: jnp.stack([2 * x, x]), p.params)
-    ensemble = jax.jit(jax.vmap(fused, (0, None, None)))(weights, *p[1:3])
+    ensemble = jax.jit(jax.vmap(fused, (0, None, None, None)))(weights, *p[1:4])
     np.testing.assert_allclose(ensemble[1], desired, atol=1e-12, rtol=0)
 
 
@@ -119,7 +120,7 @@ def test_gates_follow_their_equations():
 def test_auto_is_one_of_them():
     p = problem(gru_jax.CUDNN, OPTIONS["all"])
     chex.assert_trees_all_close(
-        gru_jax.unroll(gru_jax.CUDNN, *p[:3], **p.options), expected(gru_jax.CUDNN, p, p.options), atol=1e-12
+        unroll(gru_jax.CUDNN, *p[:4], **p.options), expected(gru_jax.CUDNN, p, p.options), atol=1e-12
     )
 
 
@@ -240,8 +241,8 @@ def test_lengths_are_the_prefix_mask(method, dtype):
 def test_a_reset_starts_an_episode_of_its_own(method, dtype):
     p = problem(gru_jax.CUDNN, dtype=dtype)
     resets = jnp.zeros((STEPS, BATCH), bool).at[4, 1].set(True)
-    _, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], resets=resets, method=method)
-    _, episode = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[4:], p.h_0, method=method)
+    _, hs = unroll(gru_jax.CUDNN, *p[:4], resets=resets, method=method)
+    _, episode = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[4:], p.reset_state, method=method)
     _, unreset = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
     chex.assert_trees_all_close(hs[4:, 1], episode[:, 1], atol=CLOSE[dtype])
     chex.assert_trees_all_close(hs[:, [0, 2]], unreset[:, [0, 2]], atol=CLOSE[dtype])

@@ -249,18 +249,19 @@ class Packed(Generic[P]):
         return params, checked_state("state_tm1", state_tm1, self.initial_state(params, x_t.shape[:-1], dtype)), x_t
 
 
-def checked_state(name: str, state: State, like: State) -> State:
-    """A state, or its parts, of the type and shape of `like`, cast to its dtype."""
+def checked_state(name: str, state: State, like: State, broadcast: bool = False) -> State:
+    """A state, or its parts, of the type and shape of `like`, cast to its dtype; `broadcast`: to its shape, too."""
     if not isinstance(like, tuple):
-        return _part(name, state, like)
+        return _part(name, state, like, broadcast)
     if not isinstance(state, type(like)):
         raise TypeError(f"{name} must be a {type(like).__name__}{like._fields}, got {type(state).__name__}")  # type: ignore[attr-defined]
     parts = like._asdict().items()  # type: ignore[attr-defined]
-    return type(like)(*(_part(f"{name}.{field}", getattr(state, field), part) for field, part in parts))
+    return type(like)(*(_part(f"{name}.{field}", getattr(state, field), part, broadcast) for field, part in parts))
 
 
-def _part(name: str, value: Any, like: jax.Array) -> jax.Array:
+def _part(name: str, value: Any, like: jax.Array, broadcast: bool) -> jax.Array:
     value = checks.array(name, value)
-    checks.shape(name, value, "(*batch, features)", like.shape)
+    check = checks.broadcasts if broadcast else checks.shape
+    check(name, value, "(*batch, features)", like.shape)
     checks.floating(name, value)
-    return value.astype(like.dtype)
+    return jnp.broadcast_to(value.astype(like.dtype), like.shape)

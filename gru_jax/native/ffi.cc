@@ -2,7 +2,8 @@
 //
 // Operands, float32 where not said otherwise; T steps, G groups of weights, B rows (sequences) of each:
 //   xs (T, G or 1, B, D), h_0 (G, B, H), kernel (G, D, 3H), bias (G, 3H), recurrent kernel (G, H, 3H), recurrent bias (G, H),
-//   drop (G, B, H), mask and resets (T, G, B) bool. Biases, drop, mask and resets are optional: empty where not given.
+//   drop (G, B, H), mask and resets (T, G, B) bool, reset_state (G, B, H). From the biases on all but U are optional: empty where
+//   not given; no reset_state is zero.
 #include <algorithm>
 #include <initializer_list>
 
@@ -31,7 +32,16 @@ struct Operands {
   Axes axes;
   F32 xs, h_0, kernel, bias, recurrent, recurrent_bias, drop;
   Bool mask, resets;
+  F32 reset_state;
   bool reset_after, reverse;
+  Memory zero = nullptr;  // (H), where there is no reset_state
+
+  // False if there is no memory.
+  bool provide_zero() {
+    zero = allocate(axes.H);
+    if (zero) std::fill_n(zero.get(), axes.H, 0.0f);
+    return zero != nullptr;
+  }
 
   WeightOperands weights() const {
     return {kernel.typed_data(), given(bias), recurrent.typed_data(), given(recurrent_bias)};
@@ -45,6 +55,8 @@ struct Operands {
     return {sizes,
             {xs.typed_data() + x_row * axes.D, x_groups * axes.rows * axes.D},
             h_0.typed_data() + row * axes.H,
+            given(reset_state) ? reset_state.typed_data() + row * axes.H : zero.get(),
+            given(reset_state) ? axes.H : 0,
             given(drop) ? drop.typed_data() + row * axes.H : nullptr,
             {bytes(mask) ? bytes(mask) + row : nullptr, all_rows},
             {bytes(resets) ? bytes(resets) + row : nullptr, all_rows},
@@ -66,7 +78,8 @@ ffi::Error check(const Operands& o, Axes& axes) {
   const bool x_fits = fits(o.xs, T * G * B * D, false) || fits(o.xs, T * B * D, false);
   if (!x_fits || !fits(o.kernel, G * D * 3 * H, false) || !fits(o.bias, G * 3 * H, true) ||
       !fits(o.recurrent, G * H * 3 * H, false) || !fits(o.recurrent_bias, G * H, true) ||
-      !fits(o.drop, G * B * H, true) || !fits(o.mask, T * G * B, true) || !fits(o.resets, T * G * B, true)) {
+      !fits(o.drop, G * B * H, true) || !fits(o.mask, T * G * B, true) || !fits(o.resets, T * G * B, true) ||
+      !fits(o.reset_state, G * B * H, true)) {
     return ffi::Error::InvalidArgument("gru_jax: operands do not fit each other");
   }
   return ffi::Error::Success();
@@ -93,10 +106,11 @@ bool go_past_caches(std::initializer_list<Result*> kept) {
 }
 
 ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F32 recurrent, F32 recurrent_bias, F32 drop,
-                  Bool mask, Bool resets, Result hs, Result kept_r, Result kept_z, Result kept_n, Result kept_q,
+                  Bool mask, Bool resets, F32 reset_state, Result hs, Result kept_r, Result kept_z, Result kept_n, Result kept_q,
                   bool reset_after, bool reverse, int64_t threads) {
-  Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_after, reverse};
+  Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_state, reset_after, reverse};
   if (ffi::Error error = check(o, o.axes); error.failure()) return error;
+  if (!o.provide_zero()) return out_of_memory();
   const Axes& axes = o.axes;
   ffi::Error error = check_like_states(axes, {hs->element_count()}, {kept_r->element_count(), kept_z->element_count(),
                                        kept_n->element_count(), kept_q->element_count()});
@@ -133,11 +147,12 @@ void reduce(const Call& call, const Axes& axes, const Parts& parts, const float*
 }
 
 ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F32 recurrent, F32 recurrent_bias, F32 drop,
-                    Bool mask, Bool resets, F32 hs, F32 ct, F32 kept_r, F32 kept_z, F32 kept_n, F32 kept_q, Result d_xs,
-                    Result d_h_0, Result d_kernel, Result d_bias, Result d_recurrent, Result d_recurrent_bias,
+                    Bool mask, Bool resets, F32 reset_state, F32 hs, F32 ct, F32 kept_r, F32 kept_z, F32 kept_n, F32 kept_q, Result d_xs,
+                    Result d_h_0, Result d_reset_state, Result d_kernel, Result d_bias, Result d_recurrent, Result d_recurrent_bias,
                     bool reset_after, bool reverse, int64_t threads) {
-  Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_after, reverse};
+  Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_state, reset_after, reverse};
   if (ffi::Error error = check(o, o.axes); error.failure()) return error;
+  if (!o.provide_zero()) return out_of_memory();
   const Axes& axes = o.axes;
   ffi::Error error = check_like_states(axes, {hs.element_count(), ct.element_count()}, {kept_r.element_count(),
                                        kept_z.element_count(), kept_n.element_count(), kept_q.element_count()});
@@ -162,6 +177,7 @@ ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias,
             {series(kept_r), series(kept_z), series(kept_n), series(kept_q)},
             {d_x, all_rows * D},
             d_h_0->typed_data() + row * H,
+            d_reset_state->element_count() ? d_reset_state->typed_data() + row * H : nullptr,
             weights_wanted ? partial.get() + i * size : nullptr};
   });
   if (error.failure() || !weights_wanted) return error;
@@ -170,9 +186,9 @@ ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias,
   return ffi::Error::Success();
 }
 
-// source (T, G, B, H); each coefficient (T, G, period, H), where row i of B reads row i % period.
+// source (T, G, B, H); each coefficient (T, G, period, H), mask and resets (T, G, period), where row i of B reads row i % period.
 ffi::Error linear(ffi::ThreadPool pool, F32 z, F32 r, F32 c_r, F32 c_z, F32 a_n, F32 recurrent, F32 drop, F32 source,
-                  Result ys, bool reset_after, bool reverse, bool transposed, int64_t threads) {
+                  Bool mask, Bool resets, Result ys, bool reset_after, bool reverse, bool transposed, int64_t threads) {
   if (source.dimensions().size() != 4 || z.dimensions().size() != 4) {
     return ffi::Error::InvalidArgument("gru_jax: source and coefficients must have 4 axes");
   }
@@ -183,6 +199,11 @@ ffi::Error linear(ffi::ThreadPool pool, F32 z, F32 r, F32 c_r, F32 c_z, F32 a_n,
   for (const F32& c : coefficients) {
     if (static_cast<int64_t>(c.element_count()) != axes.steps * axes.groups * period * H) {
       return ffi::Error::InvalidArgument("gru_jax: coefficients do not fit each other");
+    }
+  }
+  for (const Bool& flags : {mask, resets}) {
+    if (given(flags) && static_cast<int64_t>(flags.element_count()) != axes.steps * axes.groups * period) {
+      return ffi::Error::InvalidArgument("gru_jax: mask and resets do not fit the coefficients");
     }
   }
   if (static_cast<int64_t>(recurrent.element_count()) != axes.groups * H * 3 * H ||
@@ -197,7 +218,11 @@ ffi::Error linear(ffi::ThreadPool pool, F32 z, F32 r, F32 c_r, F32 c_z, F32 a_n,
   return each_part(call, parts, call.kernels.linear_scratch(largest), [&](int64_t i, float* scratch) {
     const int64_t g = parts.group(i), first = parts.first(i), row = g * axes.rows + first;
     const int64_t step = axes.groups * axes.rows * H;
-    Linear job = {{axes.steps, parts.size(i), 0, H, reset_after, reverse}, {}, first, period, nullptr, {}, {}, {}};
+    const auto flags = [&](const Bool& of) -> Flags {
+      return {bytes(of) ? bytes(of) + g * period : nullptr, axes.groups * period};
+    };
+    Linear job = {{axes.steps, parts.size(i), 0, H, reset_after, reverse}, {}, flags(mask), flags(resets), first, period,
+                  nullptr, {}, {}, {}};
     for (int c = 0; c < 5; ++c) {
       job.coefficients[c] = {coefficients[c].typed_data() + g * period * H, axes.groups * period * H};
     }
@@ -221,6 +246,7 @@ XLA_FFI_DEFINE_HANDLER(states_handler, states,
                                   .Arg<F32>()   // drop
                                   .Arg<Bool>()  // mask
                                   .Arg<Bool>()  // resets
+                                  .Arg<F32>()   // reset_state
                                   .Ret<F32>()   // hs
                                   .Ret<F32>()   // kept: preactivations of r,
                                   .Ret<F32>()   // z,
@@ -242,6 +268,7 @@ XLA_FFI_DEFINE_HANDLER(gradient_handler, gradient,
                                   .Arg<F32>()   // drop
                                   .Arg<Bool>()  // mask
                                   .Arg<Bool>()  // resets
+                                  .Arg<F32>()   // reset_state
                                   .Arg<F32>()   // hs
                                   .Arg<F32>()   // ct
                                   .Arg<F32>()   // kept: preactivations of r,
@@ -250,6 +277,7 @@ XLA_FFI_DEFINE_HANDLER(gradient_handler, gradient,
                                   .Arg<F32>()   // and q; empty where not
                                   .Ret<F32>()   // d_xs
                                   .Ret<F32>()   // d_h_0
+                                  .Ret<F32>()   // d_reset_state; empty where not asked for
                                   .Ret<F32>()   // d_kernel
                                   .Ret<F32>()   // d_bias
                                   .Ret<F32>()   // d_recurrent_kernel
@@ -269,6 +297,8 @@ XLA_FFI_DEFINE_HANDLER(linear_handler, linear,
                                   .Arg<F32>()  // recurrent kernel
                                   .Arg<F32>()  // drop
                                   .Arg<F32>()  // source
+                                  .Arg<Bool>()  // mask
+                                  .Arg<Bool>()  // resets
                                   .Ret<F32>()  // ys
                                   .Attr<bool>("reset_after")
                                   .Attr<bool>("reverse")

@@ -89,13 +89,12 @@ struct Linearise {
   }
 
   INLINE_MEMBER void keep_slots(int64_t m, int64_t block, V r, V c_r, V c_z, V a_n, V z) const {
-    const bool keep = rows->keep[m];
     float* slot = chunk->slots + m * chunk->slots_stride + block * kLanes;
     store(slot + kR * width, r);
-    store(slot + kCR * width, keep ? c_r : V{});
-    store(slot + kCZ * width, keep ? c_z : V{});
-    store(slot + kAN * width, keep ? a_n : V{});
-    store(slot + kZ * width, keep ? z : all(1.0f));
+    store(slot + kCR * width, c_r);
+    store(slot + kCZ * width, c_z);
+    store(slot + kAN * width, a_n);
+    store(slot + kZ * width, z);
   }
 };
 
@@ -181,6 +180,7 @@ static void linearise_kept(const Gradient& job, const Linearise& to) {
   const Sizes& sizes = job.in.sizes;
   for (int64_t m = to.rows->own.first; m < to.rows->own.end; ++m) {
     const int64_t t = time_of(sizes, to.chunk->first + m / sizes.rows), row = m % sizes.rows;
+    if (!to.rows->keep[m]) continue;
     for (int64_t block = 0; block < to.width / kLanes; ++block) {
       const auto kept = [&](Kept which) INLINE_LAMBDA {
         return load(row_of(job.kept[which], t, row, to.H) + block * kLanes, to.H - block * kLanes);
@@ -199,7 +199,7 @@ static int64_t entered_stride(const Sizes& sizes) {
   return spread(sizes.in_features + (sizes.reset_after ? 1 : 2) * sizes.features);
 }
 
-// Gathers what entered the products.
+// Gathers what entered the products: nothing where a state was held, which may be a NaN.
 static void gather(const Gradient& job, const Chunk& chunk, Rows& rows) {
   const Recurrence& in = job.in;
   const int64_t D = chunk.D, H = chunk.H;
@@ -211,6 +211,10 @@ static void gather(const Gradient& job, const Chunk& chunk, Rows& rows) {
     rows.resets[m] = entered + D + H;
     rows.h_tm1[m] = state_before(in, job.hs, s, row);
     rows.keep[m] = flag(in.mask, t, row, true);
+    if (!rows.keep[m]) {
+      clear(entered, 1, chunk.entered_stride, chunk.entered_stride);
+      continue;
+    }
     copy(row_of(in.xs, t, row, D), entered, D);
     if (in.drop) {
       times(rows.h_tm1[m], in.drop + row * H, entered + D, H);
@@ -304,13 +308,15 @@ static void linearise_chunk(const Gradient& job, int64_t i, float* memory, const
   linearise(job, chunk, rows);
 }
 
-// The carry of rows that a step started from h_0 goes there, and ends.
+// The carry of rows that a step started from h_0 or from the reset state goes there, and ends.
 static void end_at_start(const Gradient& job, int64_t s, float* carry, Span columns) {
   const Sizes& sizes = job.in.sizes;
   const int64_t H = sizes.features, width = padded(H);
   for (int64_t row = 0; row < sizes.rows; ++row) {
-    if (s > 0 && !flag(job.in.resets, time_of(sizes, s), row, false)) continue;
-    for (int64_t i = columns.first; i < columns.end; ++i) job.d_h_0[row * H + i] += carry[row * width + i];
+    const bool reset = flag(job.in.resets, time_of(sizes, s), row, false);
+    if (s > 0 && !reset) continue;
+    float* to = reset ? job.d_reset_state : job.d_h_0;
+    for (int64_t i = columns.first; to && i < columns.end; ++i) to[row * H + i] += carry[row * width + i];
     clear(carry + row * width, 1, width, columns);
   }
 }
@@ -322,12 +328,15 @@ static bool walk_back(const Gradient& job, int64_t i, float* memory, float* carr
   const int64_t rows = sizes.rows, size = rows * chunk.width, blocks = chunk.width / kLanes;
   if (i == 0) {
     clear(carry, rows, chunk.width, columns_of(share_of(share, blocks), chunk.width));
-    clear(job.d_h_0, rows, chunk.H, columns_of(share_of(share, blocks), chunk.H));
+    const Span own = columns_of(share_of(share, blocks), chunk.H);
+    clear(job.d_h_0, rows, chunk.H, own);
+    if (job.d_reset_state) clear(job.d_reset_state, rows, chunk.H, own);
   }
   for (int64_t s = chunk.first + chunk.steps; s-- > chunk.first;) {
     const float* ct = job.ct.data + time_of(sizes, s) * job.ct.step;
     float* slots = chunk.slots + (s - chunk.first) * rows * chunk.slots_stride;
-    if (!pull(sizes, ct, nullptr, slots, carry, carry + size, in.drop, in.weights.recurrent_transposed, share)) return false;
+    const uint8_t* keep = flags_at(in.mask, time_of(sizes, s));
+    if (!pull(sizes, ct, nullptr, slots, carry, carry + size, in.drop, in.weights.recurrent_transposed, keep, share)) return false;
     if (s == 0 || in.resets.data) end_at_start(job, s, carry, columns_of(share_of(share, blocks), chunk.H));
   }
   return true;

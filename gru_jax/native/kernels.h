@@ -50,7 +50,9 @@ struct Recurrence {
   Sizes sizes;
   Series xs;
   const float* h_0;
-  const float* drop;  // null where there is none
+  const float* reset_state;  // takes the place of the state before a step that resets
+  int64_t reset_row;         // the distance of its rows, 0 if all rows share one
+  const float* drop;         // null where there is none
   Flags mask, resets;
   Packed weights;
 };
@@ -71,13 +73,15 @@ struct Gradient {
   Series hs, ct, kept[kKept];
   MutableSeries d_xs;  // null where it is not asked for
   float* d_h_0;
-  float* d_weights;    // null where none is asked for
+  float* d_reset_state;  // null where it is not asked for
+  float* d_weights;      // null where none is asked for
 };
 
 struct Linear {
   Sizes sizes;                  // in_features and xs are not used
   Series coefficients[5];       // z, r, c_r, c_z, a_n: (T, period, H)
-  int64_t first_row, period;    // row i of the part reads row (first_row + i) % period of the coefficients
+  Flags mask, resets;           // (T, period)
+  int64_t first_row, period;    // row i of the part reads row (first_row + i) % period of the coefficients and the flags
   const float* drop;
   Series source;
   Packed weights;

@@ -95,15 +95,15 @@ static void linear_forward(const Linear& job, float* scratch) {
   for (int64_t s = 0; s < sizes.steps; ++s) {
     const int64_t t = time_of(sizes, s);
     for (int64_t row = 0; row < rows; ++row) {
-      y_in[row] = y_tm1[row] = s ? job.ys.data + time_of(sizes, s - 1) * job.ys.step + row * H : zero;
+      const int64_t shared = (job.first_row + row) % job.period;
+      const bool starts = s == 0 || flag(job.resets, t, shared, false);
+      y_in[row] = y_tm1[row] = starts ? zero : job.ys.data + time_of(sizes, s - 1) * job.ys.step + row * H;
       through_rows[row] = through + row * width;
       if (job.drop) {
         times(y_tm1[row], job.drop + row * H, dropped + row * width, H);
         y_in[row] = dropped + row * width;
       }
-      for (int c = 0; c < 5; ++c) {
-        coefficients[c][row] = row_of(job.coefficients[c], t, (job.first_row + row) % job.period, H);
-      }
+      for (int c = 0; c < 5; ++c) coefficients[c][row] = row_of(job.coefficients[c], t, shared, H);
     }
     const Apply step = {y_in,
                         y_tm1,
@@ -127,6 +127,10 @@ static void linear_forward(const Linear& job, float* scratch) {
       cover<2>(ApplyBeforeGates{step}, rows, width / kLanes);
       cover<1>(ApplyBeforeCandidate{step}, rows, width / kLanes);
     }
+    for (int64_t row = 0; job.mask.data && row < rows; ++row) {
+      if (flag(job.mask, t, (job.first_row + row) % job.period, true)) continue;
+      for (int64_t i = 0; i < H; ++i) step.y_t[row * H + i] = step.source[row * H + i] + y_tm1[row][i];
+    }
   }
 }
 
@@ -141,16 +145,22 @@ static void linear_transposed(const Linear& job, float* scratch) {
   __builtin_memset(slots, 0, rows * stride * sizeof(float));
   __builtin_memset(carry, 0, rows * width * sizeof(float));
   Share alone = {0, 1, nullptr, nullptr};
+  uint8_t keep[kChunk];
   for (int64_t s = sizes.steps; s-- > 0;) {
     const int64_t t = time_of(sizes, s);
     for (int64_t row = 0; row < rows; ++row) {
+      const int64_t shared = (job.first_row + row) % job.period;
       for (int c = 0; c < 5; ++c) {
-        const float* from = row_of(job.coefficients[c], t, (job.first_row + row) % job.period, H);
-        copy(from, slots + row * stride + slot_of[c] * width, H);
+        copy(row_of(job.coefficients[c], t, shared, H), slots + row * stride + slot_of[c] * width, H);
       }
+      keep[row] = flag(job.mask, t, shared, true);
     }
     pull(sizes, job.source.data + t * job.source.step, job.ys.data + t * job.ys.step, slots, carry, before, job.drop,
-         job.weights.recurrent_transposed, alone);
+         job.weights.recurrent_transposed, job.mask.data ? keep : nullptr, alone);
+    for (int64_t row = 0; row < rows; ++row) {
+      const bool resets = flag(job.resets, t, (job.first_row + row) % job.period, false);
+      if (resets) clear(carry + row * width, 1, width, width);
+    }
   }
 }
 

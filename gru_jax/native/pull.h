@@ -9,6 +9,9 @@
 //     from    r      c_r    c_z    a_n    z
 //     to      d_q    d_r    d_z    d_n    z λ      reset after: d_q is the cotangent of h_in U_n + c_n
 //     to      r      d_r    d_z    d_n    z λ      reset before
+//
+// Where a row is held, J is 1: there the slots before do not count, and become 0, 0, 0, 0, λ. This selects, as a product with
+// zero would make a NaN of an infinity.
 enum Slot { kR = 0, kCR = 1, kCZ = 2, kAN = 3, kZ = 4, kSlots = 5 };
 
 INLINE int64_t slots_stride(int64_t H) { return spread(kSlots * padded(H)); }
@@ -82,14 +85,41 @@ struct PullBeforeGates : Pull {
   }
 };
 
-// λ = source + carry into `lambda` (rows, H; may be null); then, from λ, the slots and the new carry. False if the rest is left to
-// the other thread.
+// The cotangent of a row that is held: into its slots,
+INLINE void hold(float* slots, const float* source, const float* carry, int64_t H, int64_t width, Span columns) {
+  static_assert(kR == 0 && kCR == 1 && kCZ == 2 && kAN == 3);
+  clear(slots, 4, width, columns);
+  for (int64_t i = columns.first; i < columns.end; ++i) slots[kZ * width + i] = carry[i] + (i < H ? source[i] : 0.0f);
+}
+
+// and from there to the state before.
+INLINE void let_through(const Pull& job, const uint8_t* keep, int64_t rows, Span columns) {
+  if (!keep) return;
+  for (int64_t row = 0; row < rows; ++row) {
+    if (keep[row]) continue;
+    const float* cotangent = job.slots + row * job.stride + kZ * job.width;
+    copy(cotangent + columns.first, job.carry + row * job.width + columns.first, columns.count());
+  }
+}
+
+// λ = source + carry into `lambda` (rows, H; may be null); then, from λ, the slots and the new carry. `keep` (rows) tells which rows
+// are not held; null if none is. False if the rest is left to the other thread.
 static bool pull(const Sizes& sizes, const float* source, float* lambda, float* slots, float* carry, float* before,
-                 const float* drop, const float* recurrent, Share& share) {
+                 const float* drop, const float* recurrent, const uint8_t* keep, Share& share) {
   const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), stride = slots_stride(H), blocks = width / kLanes;
   const Span own = share_of(share, blocks);
   const float *a[kChunk], *gates[kChunk];
   for (int64_t row = 0; row < rows; ++row) {
+    a[row] = slots + row * stride + (sizes.reset_after ? 0 : kAN * width);
+    gates[row] = slots + row * stride + kCR * width;
+    if (keep && !keep[row]) {
+      hold(slots + row * stride, source + row * H, carry + row * width, H, width, columns_of(own, width));
+      if (lambda) {
+        const Span columns = columns_of(own, H);
+        copy(slots + row * stride + kZ * width + columns.first, lambda + row * H + columns.first, columns.count());
+      }
+      continue;
+    }
     for (int64_t block = own.first; block < own.end; ++block) {
       const int64_t column = block * kLanes;
       float* slot = slots + row * stride + column;
@@ -104,17 +134,17 @@ static bool pull(const Sizes& sizes, const float* source, float* lambda, float* 
       }
       if (lambda) store(lambda + row * H + column, cotangent, H - column);
     }
-    a[row] = slots + row * stride + (sizes.reset_after ? 0 : kAN * width);
-    gates[row] = slots + row * stride + kCR * width;
   }
   const Pull job = {slots, stride, a, gates, before, carry, drop, recurrent, H, width};
   if (!meet(share)) return false;
   if (sizes.reset_after) {
     cover<1>(PullAfter{job}, rows, share_of(share, blocks));
+    let_through(job, keep, rows, columns_of(share_of(share, blocks), width));
     return true;
   }
   cover<1>(PullBeforeCandidate{job}, rows, share_of(share, blocks));
   if (!meet(share)) return false;
   cover<1>(PullBeforeGates{job}, rows, share_of(share, blocks));
+  let_through(job, keep, rows, columns_of(share_of(share, blocks), width));
   return true;
 }

@@ -209,7 +209,7 @@ static bool walk_states(const States& job, int64_t i, float* projected, float* c
     }
     const Step step = {h_in,
                        h_tm1,
-                       in.mask.data ? in.mask.data + t * in.mask.step : nullptr,
+                       flags_at(in.mask, t),
                        projected + s % chunk * rows * 3 * width,
                        in.weights.recurrent,
                        in.weights.recurrent_bias,

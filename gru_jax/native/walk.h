@@ -35,11 +35,14 @@ INLINE bool flag(const Flags& flags, int64_t t, int64_t row, bool otherwise) {
   return flags.data ? flags.data[t * flags.step + row] : otherwise;
 }
 
-// The state before step s of a row: that of the step before, or h_0 at the first step and where the state is reset.
+// The flags of all rows at a time; null where there are none.
+INLINE const uint8_t* flags_at(const Flags& flags, int64_t t) { return flags.data ? flags.data + t * flags.step : nullptr; }
+
+// The state before step s of a row: that of the step before, h_0 at the first one, or the reset state where it is reset.
 INLINE const float* state_before(const Recurrence& in, const Series& hs, int64_t s, int64_t row) {
   const Sizes& sizes = in.sizes;
-  if (s == 0 || flag(in.resets, time_of(sizes, s), row, false)) return in.h_0 + row * sizes.features;
-  return row_of(hs, time_of(sizes, s - 1), row, sizes.features);
+  if (flag(in.resets, time_of(sizes, s), row, false)) return in.reset_state + row * in.reset_row;
+  return s == 0 ? in.h_0 + row * sizes.features : row_of(hs, time_of(sizes, s - 1), row, sizes.features);
 }
 
 INLINE bool meet(Share& share) { return share.members == 1 || share.meet(share); }
