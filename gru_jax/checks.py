@@ -61,10 +61,31 @@ def floating(name: str, value: jax.Array) -> None:
         raise TypeError(f"{name} must be real floating point, got dtype {value.dtype}")
 
 
-def boolean(name: str, value: jax.Array) -> None:
-    """Refuses an array that is not of dtype bool."""
-    if value.dtype != jnp.bool_:
-        raise TypeError(f"{name} must have dtype bool, got {value.dtype}")
+def broadcastable(name: str, value: jax.Array, symbols: str, target: tuple[Any, ...]) -> None:
+    """Refuses an array that does not broadcast to the shape `target` by NumPy's rules.
+
+    >>> broadcastable("h_0", jnp.zeros((2, 1)), "(*batch, features)", (3, 4))
+    Traceback (most recent call last):
+        ...
+    ValueError: h_0 must broadcast to shape (*batch, features) = (3, 4), got (2, 1)
+    """
+    axes = zip(reversed(value.shape), reversed(target), strict=False)
+    if value.ndim > len(target) or any(size != wanted and size != 1 for size, wanted in axes):
+        raise ValueError(f"{name} must broadcast to shape {symbols} = {tuple(target)}, got {value.shape}")
+
+
+def flags(name: str, value: Any) -> jax.Array:
+    """`value`, a bool, integer or floating array, as a bool array: True where it is not 0, so where it is NaN, too.
+
+    >>> flags("resets", jnp.array([0.0, 1.0, jnp.nan])).tolist()
+    [False, True, True]
+    """
+    value = array(name, value)
+    if value.dtype == jnp.bool_:
+        return value
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"{name} must be bool, integer or floating point, got dtype {value.dtype}")
+    return value != 0
 
 
 def lengths(name: str, value: jax.Array, batch: tuple[Any, ...], steps: Any) -> None:
