@@ -106,7 +106,7 @@ def _checked_stack(name: str, leaf: Any, zero: State, count: int) -> jax.Array:
     symbols, expected = "(layers·directions, *batch, features)", (count, *_shape(zero))
     if leaf.ndim != len(expected) or leaf.shape[0] != count:
         raise ValueError(f"{name} must have shape {symbols} = {expected}, got {leaf.shape}")
-    checks.broadcastable(name, leaf, symbols, expected)
+    checks.broadcasts(name, leaf, symbols, expected)
     return leaf
 
 

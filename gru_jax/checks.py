@@ -55,23 +55,23 @@ def shape(name: str, value: jax.Array, symbols: str, expected: tuple[Any, ...]) 
         raise ValueError(f"{name} must have shape {symbols} = {tuple(expected)}, got {value.shape}")
 
 
+def broadcasts(name: str, value: jax.Array, symbols: str, to: tuple[Any, ...]) -> None:
+    """Refuses an array that does not broadcast to the shape `to` by NumPy's rules.
+
+    >>> broadcasts("reset_state", jnp.zeros((2, 4)), "(*batch, features)", (3, 4))
+    Traceback (most recent call last):
+        ...
+    ValueError: reset_state must broadcast to (*batch, features) = (3, 4), got shape (2, 4)
+    """
+    sizes = to[len(to) - value.ndim :] if value.ndim <= len(to) else None
+    if sizes is None or any(size not in (wide, 1) for size, wide in zip(value.shape, sizes, strict=True)):
+        raise ValueError(f"{name} must broadcast to {symbols} = {tuple(to)}, got shape {value.shape}")
+
+
 def floating(name: str, value: jax.Array) -> None:
     """Refuses complex and non-numeric arrays; integers are let through, as they promote to floating point."""
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
         raise TypeError(f"{name} must be real floating point, got dtype {value.dtype}")
-
-
-def broadcastable(name: str, value: jax.Array, symbols: str, target: tuple[Any, ...]) -> None:
-    """Refuses an array that does not broadcast to the shape `target` by NumPy's rules.
-
-    >>> broadcastable("h_0", jnp.zeros((2, 1)), "(*batch, features)", (3, 4))
-    Traceback (most recent call last):
-        ...
-    ValueError: h_0 must broadcast to shape (*batch, features) = (3, 4), got (2, 1)
-    """
-    axes = zip(reversed(value.shape), reversed(target), strict=False)
-    if value.ndim > len(target) or any(size != wanted and size != 1 for size, wanted in axes):
-        raise ValueError(f"{name} must broadcast to shape {symbols} = {tuple(target)}, got {value.shape}")
 
 
 def flags(name: str, value: Any) -> jax.Array:

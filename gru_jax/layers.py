@@ -126,6 +126,7 @@ class Stack:
         seq_lengths: jax.Array | None = None,
         mask: jax.Array | None = None,
         resets: jax.Array | None = None,
+        reset_state: Carry | None = None,
         key: jax.Array | None = None,
         return_layers: bool = False,
     ) -> tuple[Carry, Outputs]:
@@ -139,8 +140,11 @@ class Stack:
           seq_lengths: (*batch,) integers in [0, time]; steps at and after a sequence's length are masked.
           mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0 are True; where False
             the step is masked: states are held, outputs are 0.
-          resets: (*batch, time) or (time, *batch), bool or numbers; where True a new episode starts at this step: no
+          resets: (*batch, time) or (time, *batch), bool or numbers; where True an episode begins at this step: no
             direction carries its state across the boundary before it.
+          reset_state: the state with which an episode begins, zero if None: in one of the forms of initial_carry, or a
+            single state for all layers and directions. In a backward direction it follows an episode's last step.
+            Without resets it does nothing.
           key: PRNG key of the dropout masks; nothing is dropped if None.
           return_layers: whether outputs are those of every layer.
 
@@ -159,6 +163,7 @@ class Stack:
         h_0s: Sequence[Any] = [None] * self._count
         if initial_carry is not None:
             h_0s = carries.split("initial_carry", initial_carry, zero, self._count)
+        starts = self._reset_states(reset_state, zero)
         if seq_lengths is not None:
             seq_lengths = checks.array("seq_lengths", seq_lengths)
             checks.lengths("seq_lengths", seq_lengths, tuple(batch), steps)
@@ -170,7 +175,7 @@ class Stack:
             cells = slice(layer * self.directions, (layer + 1) * self.directions)
             if layer > 0 and self.dropout > 0 and layer_key is not None:
                 xs = xs * dropout_mask(jax.random.fold_in(layer_key, 0), self.dropout, xs.shape, xs.dtype)
-            h_Ts, xs = self._layer(params[cells], xs, h_0s[cells], given, layer_key)
+            h_Ts, xs = self._layer(params[cells], xs, h_0s[cells], starts[cells], given, layer_key)
             carry.extend(h_Ts)
             if return_layers or layer == self.num_layers - 1:
                 outputs.append(xs if self.time_major else jnp.moveaxis(xs, 0, -2))
@@ -219,9 +224,7 @@ class Stack:
             raise TypeError("carry must be the state of every layer, as zero_carry makes it, got None")
         zero = self.cell.initial_state(params[0], x_t.shape[:-1])
         states = carries.split("carry", carry, zero, self._count)
-        starts: Sequence[Any] = [None] * self._count
-        if reset_state is not None:
-            starts = carries.split("reset_state", reset_state, zero, self._count, shared=True)
+        starts = self._reset_states(reset_state, zero)
         new = []
         for layer, h_tm1, start in zip(params, states, starts, strict=True):
             layer_params, x_t = cast(layer, x_t, self.dtype)
@@ -233,7 +236,8 @@ class Stack:
         self,
         params: Sequence[Params],
         xs: jax.Array,
-        h_0s: Sequence[jax.Array | None],
+        h_0s: Sequence[State | None],
+        starts: Sequence[State | None],
         given: _Given,
         key: jax.Array | None,
     ) -> tuple[list[jax.Array], jax.Array]:
@@ -252,6 +256,7 @@ class Stack:
                 lengths=given.lengths,
                 mask=given.mask,
                 resets=backward_resets(given.resets) if backward else given.resets,
+                reset_state=starts[direction],
                 reverse=backward,
                 method=self.method,
                 recurrent_dropout_mask=drop,
@@ -259,6 +264,12 @@ class Stack:
             h_Ts.append(h_T)
             outputs.append(hs)
         return h_Ts, jnp.concatenate(outputs, axis=-1) if self.bidirectional else outputs[0]
+
+    def _reset_states(self, reset_state: Carry | None, zero: State) -> Sequence[State | None]:
+        """The state with which an episode begins in each layer and direction; None for zero."""
+        if reset_state is None:
+            return [None] * self._count
+        return carries.split("reset_state", reset_state, zero, self._count, shared=True)
 
     def _time_first(self, value: jax.Array, axis: int) -> jax.Array:
         return value if self.time_major else jnp.moveaxis(value, axis, 0)

@@ -21,6 +21,7 @@ def unroll(
     lengths: jax.Array | None = None,
     mask: jax.Array | None = None,
     resets: jax.Array | None = None,
+    reset_state: State | None = None,
     reverse: bool = False,
     method: str = "auto",
     recurrent_dropout_mask: jax.Array | None = None,
@@ -33,13 +34,15 @@ def unroll(
       cell: the equations, e.g. `gru_jax.CUDNN`, or another cell of `gru_jax.cells`.
       params: as from `cell.init`.
       xs: (T, *batch, in_features), time first as in `jax.lax.scan`. T = 0 is allowed.
-      h_0: (*batch, features), or what broadcasts to it, the state before the first step, zero if None; for an LSTM
-        `gru_jax.cells.LSTMState` of such.
+      h_0: (*batch, features), or what broadcasts to it, the state with which the call begins, zero if None: that before
+        the first step in the direction of time. For an LSTM `gru_jax.cells.LSTMState` of such.
       lengths: (*batch,) integers in [0, T]; steps at and after a sequence's length are masked.
       mask: (T, *batch), bool, or numbers of which those that are not 0, NaN too, are True; where False the step is
         masked: the state is held and the output is zero. With `lengths`, a step counts where both say so.
-      resets: (T, *batch), as `mask`; where True h_0 takes the place of the state before step t. They count at steps that
-        `mask` masks, so that no episode leaks into the next, but not beyond a sequence's length.
+      resets: (T, *batch), as `mask`; where True an episode begins: `reset_state` takes the place of the state before
+        step t. They count at the first step, too, and at steps that `mask` masks, so that no episode leaks into the
+        next, but not beyond a sequence's length.
+      reset_state: like h_0, the state with which an episode begins, zero if None. Without `resets` it does nothing.
       reverse: run from step T − 1 to step 0; hs[t] stays beside xs[t], and padding stays at the end.
       method: "scan", plain `lax.scan` under autodiff, the oracle; "fused", the input projection and all of the gradient
         that is parallel over time hoisted out of the loop, compiled by XLA; "native", the same by C++ kernels, on a CPU
@@ -79,6 +82,7 @@ def unroll(
     zero = cell.initial_state(params, batch, state_dtype)
     given = zero if h_0 is None else h_0
     h_0 = checked_state("h_0", given, zero)
+    start = None if reset_state is None else checked_state("reset_state", reset_state, zero)
     drop = _dropout(cell, recurrent_dropout_mask, zero)
     mask = _flags("mask", mask, xs)
     resets = _flags("resets", resets, xs)
@@ -93,7 +97,7 @@ def unroll(
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
     run = _RUNS.get(method) or functools.partial(_fused, method=method)
-    h_T, hs = run(cell, params, xs, h_0, drop, mask, resets, reverse)
+    h_T, hs = run(cell, params, xs, h_0, drop, mask, resets, None if resets is None else start, reverse)
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
     return as_given(h_T, given), outputs.astype(xs.dtype)
 
@@ -106,20 +110,26 @@ def _scan(
     drop: jax.Array | None,
     mask: jax.Array | None,
     resets: jax.Array | None,
+    start: State | None,
     reverse: bool,
 ) -> tuple[State, jax.Array]:
     """Last state and outputs, step by step: nothing but `cell.step` under `lax.scan`."""
     advance: Callable[..., State] = cell.step
+    zero = jax.tree.map(jnp.zeros_like, h_0)
+    start = zero if start is None else start
     if drop is not None:
         advance = functools.partial(advance, recurrent_dropout_mask=drop)
 
     def step(h_tm1, inputs):
         x_t, keep, reset = inputs
         if reset is not None:
-            h_tm1 = jax.tree.map(functools.partial(jnp.where, reset), h_0, h_tm1)
-        h_t = advance(params, h_tm1, x_t)
-        if keep is not None:
-            h_t = jax.tree.map(functools.partial(jnp.where, keep), h_t, h_tm1)
+            h_tm1 = jax.tree.map(functools.partial(jnp.where, reset), start, h_tm1)
+        if keep is None:
+            h_t = advance(params, h_tm1, x_t)
+        else:
+            # A state that is held, which may be a NaN, enters no step: there its derivative would be 0 · NaN.
+            hold = functools.partial(jax.tree.map, functools.partial(jnp.where, keep))
+            h_t = hold(advance(params, hold(h_tm1, zero), x_t), h_tm1)
         return h_t, cell.output(h_t)
 
     return jax.lax.scan(step, h_0, (xs, mask, resets), reverse=reverse)
@@ -133,10 +143,11 @@ def _parallel(
     drop: jax.Array | None,
     mask: jax.Array | None,
     resets: jax.Array | None,
+    start: jax.Array | None,
     reverse: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Last state and outputs, by the cell's own scan over all steps at once."""
-    hs = cell.parallel(params, xs, h_0, mask, resets, reverse)
+    hs = cell.parallel(params, xs, h_0, mask, resets, start, reverse)
     return hs[0 if reverse else -1], hs
 
 
@@ -148,13 +159,14 @@ def _fused(
     drop: jax.Array | None,
     mask: jax.Array | None,
     resets: jax.Array | None,
+    start: jax.Array | None,
     reverse: bool,
     method: str,
 ) -> tuple[jax.Array, jax.Array]:
     """Last state and outputs of a GRU, by the primitives of `gru_jax.primitives`."""
     recurrent_bias = None if params.recurrent_bias is None else params.recurrent_bias.astype(h_0.dtype)
     operands = Operands(
-        xs, h_0, params.kernel, params.recurrent_kernel, params.bias, recurrent_bias, drop, mask, resets
+        xs, h_0, params.kernel, params.recurrent_kernel, params.bias, recurrent_bias, drop, mask, resets, start
     )
     hs = primitives.states(operands, cell=cell, reverse=reverse, method=method)
     return hs[0 if reverse else -1], hs

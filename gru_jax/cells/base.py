@@ -294,7 +294,7 @@ def broadcast_state(name: str, state: State, like: State) -> State:
 
 def _part(name: str, value: Any, like: jax.Array) -> jax.Array:
     value = checks.array(name, value)
-    checks.broadcastable(name, value, "(*batch, features)", like.shape)
+    checks.broadcasts(name, value, "(*batch, features)", like.shape)
     checks.floating(name, value)
     return jnp.broadcast_to(value, like.shape)
 

@@ -117,6 +117,7 @@ class GRU(nn.Module):
         seq_lengths: jax.Array | None = None,
         mask: jax.Array | None = None,
         resets: jax.Array | None = None,
+        reset_state: Carry | None = None,
         return_carry: bool | None = None,
         deterministic: bool | None = None,
         init_key: jax.Array | None = None,
@@ -133,8 +134,12 @@ class GRU(nn.Module):
           seq_lengths: (*batch,) integers in [0, time]; steps at and after a sequence's length are masked.
           mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0, NaN too, are True; where
             False the step is masked: states are held, outputs are 0.
-          resets: bool, (*batch, time) or (time, *batch); where True a new episode starts at this step, from the initial
-            carry. No direction carries its state from one episode into another.
+          resets: as mask; where True an episode begins at this step, with reset_state. No direction carries its state from
+            one episode into another. What a call begins with, backwards ends with, is initial_carry nevertheless.
+          reset_state: the state with which an episode begins, zero if None, and not to be left
+            out where carry_init is not zeros: in one of the forms of initial_carry, or a
+            single state for all layers and directions. In a backward direction it follows an episode's last step.
+            Without resets it does nothing.
           return_carry: takes the place of the attribute.
           deterministic: takes the place of the attribute.
           init_key: PRNG key for carry_init; as in `nn.RNN`, `jax.random.key(0)` if None. Zeros do not use it.
@@ -149,6 +154,7 @@ class GRU(nn.Module):
         Raises:
           TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
         """
+        carries.check_reset_state(resets, reset_state, self.carry_init)
         stack = self._stack()
         inputs = arguments.inputs(inputs, None, self.time_major)
         if initial_carry is None and not initializers.is_zeros(self.carry_init):
@@ -162,6 +168,7 @@ class GRU(nn.Module):
             seq_lengths=seq_lengths,
             mask=mask,
             resets=resets,
+            reset_state=reset_state,
             key=self.make_rng("dropout") if is_random else None,
             return_layers=return_layers,
         )
