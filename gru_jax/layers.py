@@ -18,7 +18,6 @@ from gru_jax.cells import GRU, Params, State, as_given
 from gru_jax.initializers import Initializer
 from gru_jax.unroll import unroll
 
-
 Outputs = jax.Array | tuple[jax.Array, ...]
 """Of the last layer, or of each."""
 

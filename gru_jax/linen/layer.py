@@ -132,14 +132,14 @@ class GRU(nn.Module):
             backward, layer 1 forward, and so on, or all of them stacked, (layers·directions, *batch, features). What
             has one axis more than a state is stacked.
           seq_lengths: (*batch,) integers in [0, time]; steps at and after a sequence's length are masked.
-          mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0, NaN too, are True; where
-            False the step is masked: states are held, outputs are 0.
-          resets: as mask; where True an episode begins at this step, with reset_state. No direction carries its state from
-            one episode into another. What a call begins with, backwards ends with, is initial_carry nevertheless.
-          reset_state: the state with which an episode begins, zero if None, and not to be left
-            out where carry_init is not zeros: in one of the forms of initial_carry, or a
-            single state for all layers and directions. In a backward direction it follows an episode's last step.
-            Without resets it does nothing.
+          mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0, NaN too, are True;
+            where False the step is masked: states are held, outputs are 0.
+          resets: as mask; where True an episode begins at this step, with reset_state. No direction carries its state
+            from one episode into another.
+          reset_state: the state with which an episode begins, in one of the forms of initial_carry, or a single state
+            for all layers and directions; zero if None, and to be given where carry_init is not zeros. In a backward
+            direction it is the state that follows an episode's last step; that which follows the last step of the call
+            stays initial_carry. Without resets it does nothing.
           return_carry: takes the place of the attribute.
           deterministic: takes the place of the attribute.
           init_key: PRNG key for carry_init; as in `nn.RNN`, `jax.random.key(0)` if None. Zeros do not use it.
