@@ -52,13 +52,13 @@ def split(name: str, carry: Carry, zero: State, count: int, shared: bool = False
 
     Args:
       name: what an error calls the carry.
-      carry: in one of the forms.
+      carry: in one of the forms, or None.
       zero: a state of one cell, for its type and shape.
       count: layers·directions.
       shared: whether a single state serves all cells, however many there are.
 
     Returns:
-      A list of `count` states.
+      A list of `count` states, of None if carry is None.
 
     Raises:
       TypeError, ValueError: if the carry has none of the forms, or a state does not fit.
@@ -66,6 +66,8 @@ def split(name: str, carry: Carry, zero: State, count: int, shared: bool = False
     >>> [state.shape for state in split("carry", jnp.zeros((2, 3, 4)), jnp.zeros((3, 4)), 2)]
     [(3, 4), (3, 4)]
     """
+    if carry is None:
+        return [None] * count
     if _is_sequence(carry, zero):
         if len(carry) != count:
             raise ValueError(f"{name} must have {count} states, one for each layer and direction, got {len(carry)}")

@@ -159,10 +159,8 @@ class Stack:
         xs = self._time_first(arguments.inputs(inputs, params[0].in_features, self.time_major), -2)
         steps, *batch = xs.shape[:-1]
         zero = self.cell.initial_state(params[0], batch)
-        h_0s: Sequence[Any] = [None] * self._count
-        if initial_carry is not None:
-            h_0s = carries.split("initial_carry", initial_carry, zero, self._count)
-        starts = self._reset_states(reset_state, zero)
+        h_0s = carries.split("initial_carry", initial_carry, zero, self._count)
+        starts = carries.split("reset_state", reset_state, zero, self._count, shared=True)
         if seq_lengths is not None:
             seq_lengths = checks.array("seq_lengths", seq_lengths)
             checks.lengths("seq_lengths", seq_lengths, tuple(batch), steps)
@@ -223,7 +221,7 @@ class Stack:
             raise TypeError("carry must be the state of every layer, as zero_carry makes it, got None")
         zero = self.cell.initial_state(params[0], x_t.shape[:-1])
         states = carries.split("carry", carry, zero, self._count)
-        starts = self._reset_states(reset_state, zero)
+        starts = carries.split("reset_state", reset_state, zero, self._count, shared=True)
         new = []
         for layer, h_tm1, start in zip(params, states, starts, strict=True):
             layer_params, x_t = cast(layer, x_t, self.dtype)
@@ -263,12 +261,6 @@ class Stack:
             h_Ts.append(h_T)
             outputs.append(hs)
         return h_Ts, jnp.concatenate(outputs, axis=-1) if self.bidirectional else outputs[0]
-
-    def _reset_states(self, reset_state: Carry | None, zero: State) -> Sequence[State | None]:
-        """The state with which an episode begins in each layer and direction; None for zero."""
-        if reset_state is None:
-            return [None] * self._count
-        return carries.split("reset_state", reset_state, zero, self._count, shared=True)
 
     def _time_first(self, value: jax.Array, axis: int) -> jax.Array:
         return value if self.time_major else jnp.moveaxis(value, axis, 0)
