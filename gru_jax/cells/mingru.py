@@ -73,13 +73,22 @@ class MinGRU(Packed[MinGRUParams]):
         kernel = initializers.per_gate(inits.kernel, key, in_features, features, dtype, 2)
         return MinGRUParams(kernel, self.draw_bias(jnp.stack(keys), features, inits, dtype) if use_bias else None)
 
-    def step(self, params: MinGRUParams, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
+    def step(
+        self,
+        params: MinGRUParams,
+        state_tm1: jax.Array,
+        x_t: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
+    ) -> jax.Array:
         """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
 
-        In float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
+        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
+        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
         fit.
         """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t)
+        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
         x_z, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=2)
         n = jnp.where(x_n >= 0, x_n + 0.5, jax.nn.sigmoid(x_n))
         return gates.interpolate(jax.nn.sigmoid(x_z), h_tm1, n)
