@@ -138,6 +138,9 @@ def states(
             return projected
         return [x + b for x, b in zip(projected, split(o.over_batch(o.bias).astype(h_0.dtype)), strict=True)]
 
+    if o.xs.shape[0] == 1:
+        hoist, once = False, jax.tree.map(lambda x: x[0], (o.xs, o.mask, o.resets))
+        return jax.tree.map(lambda y: y[None], step(h_0, once)[1])
     inputs = o._replace(bias=None).projected() if hoist else o.xs
     return jax.lax.scan(step, h_0, (inputs, o.mask, o.resets), reverse=reverse)[1]
 

@@ -32,7 +32,11 @@ def project(
     Returns:
       An array (*lead, *group, *batch, H) for each gate.
     """
-    projected = [product(x, kernel_g, lead, dtype) for kernel_g in split(kernel, parts)]
+    if lead == 0:
+        # Of one step: three slices of W would be copied for no more than a few rows of x.
+        projected = split(product(x, kernel, lead, dtype), parts)
+    else:
+        projected = [product(x, kernel_g, lead, dtype) for kernel_g in split(kernel, parts)]
     if bias is not None:
         projected = [x_g + bias_g for x_g, bias_g in zip(projected, split(bias.astype(dtype), parts), strict=True)]
     return tuple(projected)

@@ -26,6 +26,7 @@ namespace ffi = xla::ffi;
 constexpr int64_t kMostRows = 64;    // of a part; at most kChunk of walk.h
 constexpr double kWorthwhile = 2e6;  // floating-point operations below which another thread is not woken
 constexpr double kLong = 5e6;        // operations of a call in which it is worth while to wait a moment for another thread
+constexpr int64_t kFewUses = 16;     // rows, over steps and sequences, for which a copy of the weights would not pay
 constexpr double kRate = 50;         // operations of one thread in a ns, about
 constexpr double kMeeting = 300;     // ns of a step that two threads may share, where they are near each other
 
@@ -151,11 +152,12 @@ struct WeightOperands {
 
 PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from, bool reset_after, bool transposed) {
   const int64_t D = axes.D, H = axes.H;
-  Weights weights = {D, H, nullptr, nullptr, nullptr, nullptr, reset_after, transposed};
+  const bool few_uses = axes.steps * axes.rows <= kFewUses;
+  Weights weights = {D, H, nullptr, nullptr, nullptr, nullptr, reset_after, transposed, few_uses};
   const int64_t size = (call.kernels.packed_size(weights) + 15) / 16 * 16;
   PackedGroups packed = {allocate(size * axes.groups), std::make_unique<Packed[]>(axes.groups)};
   if (!packed.memory) return packed;
-  const bool alone = 3 * H * (D + H) < 1 << 16 && call.flops < kLong;
+  const bool alone = few_uses || (3 * H * (D + H) < 1 << 16 && call.flops < kLong);
   const int64_t members = alone ? 1 : (call.threads + axes.groups - 1) / axes.groups;
   call.each(axes.groups * members, [&](int64_t i) {
     const int64_t g = i / members;

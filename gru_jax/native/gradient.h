@@ -227,7 +227,7 @@ static void gather(const Gradient& job, const Chunk& chunk, Rows& rows) {
 static void linearise(const Gradient& pass, const Chunk& chunk, const Rows& rows) {
   const Recurrence& in = pass.in;
   const Packed& w = in.weights;
-  const Linearise job = {&chunk, &rows, w.kernel, w.recurrent, w.bias, w.recurrent_bias, chunk.D, chunk.H, chunk.width};
+  const Linearise job = {&chunk, &rows, w.kernel.data, w.recurrent.data, w.bias, w.recurrent_bias, chunk.D, chunk.H, chunk.width};
   const int64_t blocks = chunk.width / kLanes;
   if (pass.kept[kKeptR].data) {
     linearise_kept(pass, job);
@@ -283,7 +283,8 @@ static void input_cotangents(const Gradient& job, const Chunk& chunk, Span rows)
     a[m] = chunk.slots + m * chunk.slots_stride + kCR * chunk.width;
     out[m] = job.d_xs.data + t * job.d_xs.step + m % sizes.rows * chunk.D;
   }
-  Plain product = {a, 3 * chunk.width, job.in.weights.kernel_transposed, nullptr, out, chunk.D};
+  Plain product = {a, 3 * chunk.width, packed_gates(job.in.weights.kernel_transposed, 3 * chunk.width, chunk.D), nullptr, out,
+                   chunk.D};
   cover<1>(product, rows, blocks_of(chunk.D));
 }
 

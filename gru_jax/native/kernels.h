@@ -30,11 +30,18 @@ struct Flags {
   int64_t step;
 };
 
-// Weights of one group in the order in which products read them; see `pack` in product.h.
+// Matrices of the gates, side by side, as products read them: in blocks of columns, one vector wide. The distances of two rows of
+// a block, of two blocks, and of two gates.
+struct Matrix {
+  const float* data;
+  int64_t row, block, gate;
+};
+
+// Weights of one group as products read them; see `pack_weights`.
 struct Packed {
-  const float* kernel;                 // W: x to the three gates
+  Matrix kernel;                       // W: x to the three gates
   const float* kernel_transposed;      // Wᵀ: cotangents of the gates to that of x
-  const float* recurrent;              // U: h to the three gates
+  Matrix recurrent;                    // U: h to the three gates
   const float* recurrent_transposed;   // Uᵀ
   const float* bias;                   // b (3, padded H)
   const float* recurrent_bias;         // c (padded H)
@@ -93,6 +100,7 @@ struct Weights {
   const float *kernel, *recurrent, *bias, *recurrent_bias;  // biases may be null
   bool reset_after;
   bool transposed;  // whether the transposed matrices are wanted too
+  bool few_uses;    // whether they are used so few times that copying them would not pay
 };
 
 struct WeightGradients {

@@ -113,7 +113,7 @@ static void linear_forward(const Linear& job, float* scratch) {
                         coefficients[3],
                         coefficients[4],
                         job.source.data + t * job.source.step,
-                        job.weights.recurrent,
+                        job.weights.recurrent.data,
                         through,
                         through_rows,
                         kept,

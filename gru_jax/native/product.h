@@ -54,13 +54,28 @@ static void pack_transposed(const float* matrix, int64_t ld, int64_t K, int64_t 
   }
 }
 
-// acc[r][p][g] += a[r] · B_g, columns of block p. `block` and `gate` are the distances of two blocks and of two matrices.
+// The gates' matrices of K rows, packed one after the other.
+INLINE Matrix packed_gates(const float* packed, int64_t K, int64_t N) {
+  return {packed, kLanes, block_size(K), packed_matrix(K, N)};
+}
+
+INLINE Matrix from_block(Matrix matrix, int64_t block) {
+  matrix.data += block * matrix.block;
+  return matrix;
+}
+
+// The same in their layout in JAX, of N columns each, whole vectors.
+INLINE Matrix gates_in_place(const float* matrix, int64_t N) { return {matrix, 3 * N, kLanes, N}; }
+
+// acc[r][p][g] += a[r] · B_g, columns of block p; `matrix.data` is that of the first block.
 template <int R, int P, int G>
-INLINE void multiply(const float* const* a, int64_t K, const float* b, int64_t block, int64_t gate, V (&acc)[R][P][G]) {
+INLINE void multiply(const float* const* a, int64_t K, const Matrix& matrix, V (&acc)[R][P][G]) {
+  const float* b = matrix.data;
+  const int64_t block = matrix.block, gate = matrix.gate;
   const float* row[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) row[r] = a[r];
-  for (int64_t k = 0; k < K; ++k, b += kLanes) {
+  for (int64_t k = 0; k < K; ++k, b += matrix.row) {
     V w[P][G];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
@@ -77,6 +92,11 @@ INLINE void multiply(const float* const* a, int64_t K, const float* b, int64_t b
       }
     }
   }
+}
+
+template <int R, int P, int G>
+INLINE void multiply(const float* const* a, int64_t K, const float* b, int64_t block, int64_t gate, V (&acc)[R][P][G]) {
+  multiply<R, P, G>(a, K, {b, kLanes, block, gate}, acc);
 }
 
 // Neighbouring blocks that a tile of R rows and G gates spans, so that its sums and one step's weights are in registers. A
@@ -147,7 +167,7 @@ static void cover(const Tile& tile, Span rows, Span blocks) {
 struct Plain {
   const float* const* a;
   int64_t K;
-  const float* b;
+  Matrix b;
   const float* init;
   float* const* out;
   int64_t N;
@@ -160,7 +180,7 @@ struct Plain {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) acc[r][p][0] = init ? load(init + (block + p) * kLanes) : V{};
     }
-    multiply<R, P, 1>(a + row, K, b + block * block_size(K), block_size(K), 0, acc);
+    multiply<R, P, 1>(a + row, K, from_block(b, block), acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8

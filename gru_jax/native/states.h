@@ -14,7 +14,7 @@ struct Step {
   const float* const* h_tm1;  // (rows)
   const uint8_t* keep;        // (rows) or null
   const float* projected;     // (rows, 3, padded H)
-  const float* recurrent;     // U, packed
+  Matrix recurrent;           // U
   const float* bias;          // c, padded
   float* reset;               // (rows, padded H): r ⊙ h_in, for reset before
   const float* const* reset_rows;
@@ -22,7 +22,7 @@ struct Step {
   const MutableSeries* kept;  // or null
   bool streams;               // past the caches
   int64_t t;                  // the step of `kept`
-  int64_t H, padded_H, gate;  // gate: the distance of two gates in U
+  int64_t H, padded_H;
 
   INLINE_MEMBER const float* x(int64_t row, int64_t block, int g) const {
     return projected + (row * 3 + g) * padded_H + block * kLanes;
@@ -60,7 +60,7 @@ struct ResetAfter : Step {
         acc[r][p][2] = load(bias + (block + p) * kLanes);
       }
     }
-    multiply<R, P, 3>(h_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
+    multiply<R, P, 3>(h_in + row, H, from_block(recurrent, block), acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -98,7 +98,7 @@ struct ResetBeforeGates : Step {
         acc[r][p][1] = load(x(row + r, block + p, 1));
       }
     }
-    multiply<R, P, 2>(h_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
+    multiply<R, P, 2>(h_in + row, H, from_block(recurrent, block), acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -127,7 +127,9 @@ struct ResetBeforeCandidate : Step {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) acc[r][p][0] = load(x(row + r, block + p, 2));
     }
-    multiply<R, P, 1>(reset_rows + row, H, recurrent + 2 * gate + block * block_size(H), block_size(H), 0, acc);
+    Matrix candidate = from_block(recurrent, block);
+    candidate.data += 2 * recurrent.gate;
+    multiply<R, P, 1>(reset_rows + row, H, candidate, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -220,8 +222,7 @@ static bool walk_states(const States& job, int64_t i, float* projected, float* c
                        past_caches,
                        t,
                        H,
-                       width,
-                       packed_matrix(H, H)};
+                       width};
     const int64_t members = share.members;
     mine = (step.kept ? take<true> : take<false>)(step, sizes.reset_after, rows, order, s % 2, share);
     if (share.members != members) order = own_order();

@@ -1,9 +1,14 @@
 // Weights of a group, from their layout in JAX (kernel (D, 3H), recurrent kernel (H, 3H), gates r, z, n) to that of the
 // products, and sums of gradients back. Included once by each unit.
 
+// Whether products read the matrices where they are. The last vector of a gate must not reach into the next one.
+static bool in_place(const Weights& weights) {
+  return weights.few_uses && !weights.transposed && weights.features % kLanes == 0;
+}
+
 static int64_t packed_size(const Weights& weights) {
   const int64_t D = weights.in_features, H = weights.features, width = padded(H);
-  const int64_t forward = 3 * (packed_matrix(D, H) + packed_matrix(H, H)) + 4 * width;
+  const int64_t forward = (in_place(weights) ? 0 : 3 * (packed_matrix(D, H) + packed_matrix(H, H))) + 4 * width;
   const int64_t backward = packed_matrix(3 * width, D) + packed_matrix(width, H) + packed_matrix(2 * width, H);
   return forward + (weights.transposed ? backward : 0) + 6 * 16;
 }
@@ -33,17 +38,22 @@ static void pack_recurrent_transposed(const Weights& weights, float* to, const S
 static Packed pack_weights(const Weights& weights, float* memory, const Share& share) {
   const int64_t D = weights.in_features, H = weights.features, width = padded(H);
   Arena arena = {memory};
-  float* kernel = arena.take(3 * packed_matrix(D, H));
-  float* recurrent = arena.take(3 * packed_matrix(H, H));
   float* bias = arena.take(3 * width);
   float* recurrent_bias = arena.take(width);
-  Packed packed = {kernel, nullptr, recurrent, nullptr, bias, recurrent_bias};
   for (int64_t gate = 0; gate < 3; ++gate) {
-    if (weights.kernel) pack(weights.kernel + gate * H, 3 * H, D, H, kernel + gate * packed_matrix(D, H), share);
-    pack(weights.recurrent + gate * H, 3 * H, H, H, recurrent + gate * packed_matrix(H, H), share);
     pack_bias(weights.bias ? weights.bias + gate * H : nullptr, H, bias + gate * width, share);
   }
   pack_bias(weights.recurrent_bias, H, recurrent_bias, share);
+  if (in_place(weights)) {
+    return {gates_in_place(weights.kernel, H), nullptr, gates_in_place(weights.recurrent, H), nullptr, bias, recurrent_bias};
+  }
+  float* kernel = arena.take(3 * packed_matrix(D, H));
+  float* recurrent = arena.take(3 * packed_matrix(H, H));
+  Packed packed = {packed_gates(kernel, D, H), nullptr, packed_gates(recurrent, H, H), nullptr, bias, recurrent_bias};
+  for (int64_t gate = 0; gate < 3; ++gate) {
+    if (weights.kernel) pack(weights.kernel + gate * H, 3 * H, D, H, kernel + gate * packed_matrix(D, H), share);
+    pack(weights.recurrent + gate * H, 3 * H, H, H, recurrent + gate * packed_matrix(H, H), share);
+  }
   if (!weights.transposed) return packed;
   float* recurrent_transposed = arena.take(packed_matrix(width, H) + packed_matrix(2 * width, H));
   pack_recurrent_transposed(weights, recurrent_transposed, share);
