@@ -37,8 +37,8 @@ SMALL, PER_USE = 1 << 18, {"gru_states": 50_000, "gru_pull": 30_000}
 sequence that uses them: the kernels begin with a copy of the weights in an order of their own, and their gradient ends
 with a sum of the parts' (measured: README)."""
 FEW_USES = 4
-"""So are the states of fewer steps and sequences than this: a call of a kernel then takes longer than all else. One step
-of one sequence within a `lax.scan` of 128 calls, D = H = 32, 128, 256: 0.51, 0.74, 0.48 times as fast as Flax' cell by
+"""So are the states of fewer steps and sequences than this: a call of a kernel then takes longer than all else. One
+step of one sequence within a `lax.scan` of 128 calls, D = H = 32, 128, 256: 0.51, 0.74, 0.48 times as fast as Flax' cell by
 the kernel, 1.18, 1.04, 0.96 by XLA; of four sequences 1.13, 1.12, 0.89 and 1.13, 1.04, 1.06."""
 KEPT_FROM = 1 << 16
 """Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README)."""

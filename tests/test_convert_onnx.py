@@ -103,7 +103,9 @@ def test_files_and_bytes_that_are_none(tmp_path):
     data = convert.to_onnx(one).SerializeToString()
     for size in range(0, len(data), 11):
         path.write_bytes(data[:size])
-        with pytest.raises(ValueError, match=r"gru.onnx is damaged|constant '.*' of the graph is damaged|must (have|import)"):
+        with pytest.raises(
+            ValueError, match=r"gru.onnx is damaged|constant '.*' of the graph is damaged|must (have|import)"
+        ):
             convert.from_onnx(path)
     with pytest.raises(TypeError, match=r"source must be an onnx.ModelProto or a path, got bytes"):
         convert.from_onnx(data)

@@ -1,5 +1,6 @@
 """What `gru_jax.unroll` needs of a cell, and what cells have in common: packed parameters, their checks and draws."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 

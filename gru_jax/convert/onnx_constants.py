@@ -102,9 +102,7 @@ class Constants:
     def _sized(self, start: int, step: int) -> dict[str, list[int]]:
         """Shapes of the graph's inputs, whose sizes that are not fixed count from `start`."""
         count = itertools.count(start, step)
-        return {
-            name: [next(count) if size is None else size for size in shape] for name, shape in self._inputs.items()
-        }
+        return {name: [next(count) if size is None else size for size in shape] for name, shape in self._inputs.items()}
 
     def _is_assumed(self, place: int, shapes: Mapping[str, Any]) -> bool:
         """Whether a node's result is one of these shapes."""

@@ -212,7 +212,7 @@ def _weights(
     hidden_size: int | None,
 ) -> tuple[Params, ...]:
     """Checks W, R and B of a node, and puts them into our order, direction by direction."""
-    arrays = {}
+    arrays: dict[Any, Any] = {}
     for kind in ("W", "R", "B"):
         given = inputs.get(kind, "")
         if kind == "B" and not given:
