@@ -38,8 +38,9 @@ sequence that uses them: the kernels begin with a copy of the weights in an orde
 with a sum of the parts' (measured: README)."""
 FEW_USES = 4
 """So are the states of fewer steps and sequences than this: a call of a kernel then takes longer than all else. One
-step of one sequence within a `lax.scan` of 128 calls, D = H = 32, 128, 256: 0.51, 0.74, 0.48 times as fast as Flax' cell by
-the kernel, 1.18, 1.04, 0.96 by XLA; of four sequences 1.13, 1.12, 0.89 and 1.13, 1.04, 1.06."""
+step of one sequence within a `lax.scan` of 128 calls, D = H = 32, 128, 256: 0.51, 0.74, 0.48 times as fast as Flax'
+cell by the kernel, 1.18, 1.04, 0.96 by XLA; of four sequences 1.13, 1.12, 0.89 and 1.13, 1.04, 1.06 (one run, 2 cores,
+AVX2)."""
 KEPT_FROM = 1 << 16
 """Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README)."""
 KEPT_UP_TO = 1 << 21

@@ -60,7 +60,7 @@ def test_methods_agree_with_the_numpy_loop(cell, options, dtype):
     p = problem(cell, OPTIONS[options], dtype=jnp.dtype(dtype))
     h_last, hs = expected(cell, p, p.options)
     for got in each_method_compiled(cell, p):
-        assert got[0].dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
+        assert got[0].dtype == p.h_0.dtype
         assert got[1].dtype == dtype
         for actual, desired in zip(got, (h_last, hs), strict=True):
             np.testing.assert_allclose(np.asarray(actual, np.float64), desired, atol=TOLERANCE[dtype], rtol=0)
