@@ -249,6 +249,27 @@ def test_a_reset_starts_an_episode_of_its_own(method, dtype):
 
 
 @each_method
+def test_an_episode_that_begins_in_a_later_rollout_is_one_of_its_own(method, dtype):
+    """From a start of the features alone, which may be learnt: its gradient is a sum over all that it starts."""
+    p = problem(gru_jax.CUDNN, dtype=dtype)
+    resets, start = jnp.zeros((STEPS, BATCH), bool).at[0, 0].set(True).at[4, :2].set(True), p.reset_state[0]
+
+    def run(xs, h_0, resets, start):
+        return unroll(gru_jax.CUDNN, p.params, xs, h_0, start, resets=resets, method=method)
+
+    h_last, hs = run(p.xs, p.h_0, resets, start)
+    middle, first = run(p.xs[:3], p.h_0, resets[:3], start)
+    rollouts = run(p.xs[3:], middle, resets[3:], start)
+    chex.assert_trees_all_close((h_last, hs), (rollouts[0], jnp.concatenate([first, rollouts[1]])), atol=CLOSE[dtype])
+    of_start = jax.grad(lambda start: run(p.xs, p.h_0, resets, start)[1].sum())(start)
+    of_each = jax.grad(lambda start: run(p.xs, p.h_0, resets, start)[1].sum())(jnp.stack([start] * BATCH))
+    np.testing.assert_allclose(of_start, of_each.sum(0), atol=10 * CLOSE[dtype])
+    assert not of_each[2].any()
+    chex.assert_trees_all_equal(run(p.xs, p.h_0, None, start), run(p.xs, p.h_0, None, None))
+    assert jnp.array_equal(run(p.xs[:0], p.h_0, resets[:0], start)[0], p.h_0)
+
+
+@each_method
 def test_a_reset_in_the_padding_does_not_reach_the_final_state(method, dtype):
     p = problem(gru_jax.CUDNN, dtype=dtype)
     lengths, resets = jnp.full(BATCH, 3), jnp.zeros((STEPS, BATCH), bool).at[4].set(True)

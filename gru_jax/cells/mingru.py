@@ -122,7 +122,11 @@ class MinGRU(Packed[MinGRUParams]):
         start = h_0[None]
         if reset is not None:
             start = jnp.where(reset, 0 if reset_state is None else reset_state[None], start)
-        return jnp.exp(log_a) * start + jnp.exp(log_b)
+        if mask is None:
+            return jnp.exp(log_a) * start + jnp.exp(log_b)
+        # Held since the start, which may be a NaN, it is selected: a derivative would multiply it by zero.
+        held = (log_a == 0) & (log_b < LOG_ZERO / 2)
+        return jnp.where(held, start, jnp.exp(log_a) * jnp.where(held, 0, start) + jnp.exp(log_b))
 
 
 def _compose(first: Any, second: Any) -> Any:

@@ -237,6 +237,10 @@ static void linearise(const Gradient& pass, const Chunk& chunk, const Rows& rows
     cover<2>(LineariseBeforeGates{job}, rows.own, blocks);
     cover<1>(LineariseBeforeCandidate{job}, rows.own, blocks);
   }
+  // An infinity that entered a product has made a NaN of the padding, which enters the next one.
+  for (int64_t m = rows.own.first; chunk.H < chunk.width && m < rows.own.end; ++m) {
+    clear(chunk.slots + m * chunk.slots_stride, kSlots, chunk.width, {chunk.H, chunk.width});
+  }
 }
 
 static int64_t gradient_size(int64_t D, int64_t H) { return (D + H + 2) * 3 * padded(H); }
@@ -309,7 +313,8 @@ static void linearise_chunk(const Gradient& job, int64_t i, float* memory, const
   linearise(job, chunk, rows);
 }
 
-// The carry of rows that a step started from h_0 or from the reset state goes there, and ends.
+// The carry of rows that a step started from h_0 or from the reset state goes there, and ends: in the padding, too, where a NaN
+// would come back by the next product.
 static void end_at_start(const Gradient& job, int64_t s, float* carry, Span columns) {
   const Sizes& sizes = job.in.sizes;
   const int64_t H = sizes.features, width = padded(H);
@@ -317,7 +322,7 @@ static void end_at_start(const Gradient& job, int64_t s, float* carry, Span colu
     const bool reset = flag(job.in.resets, time_of(sizes, s), row, false);
     if (s > 0 && !reset) continue;
     float* to = reset ? job.d_reset_state : job.d_h_0;
-    for (int64_t i = columns.first; to && i < columns.end; ++i) to[row * H + i] += carry[row * width + i];
+    for (int64_t i = columns.first; to && i < least(columns.end, H); ++i) to[row * H + i] += carry[row * width + i];
     clear(carry + row * width, 1, width, columns);
   }
 }
@@ -338,7 +343,7 @@ static bool walk_back(const Gradient& job, int64_t i, float* memory, float* carr
     float* slots = chunk.slots + (s - chunk.first) * rows * chunk.slots_stride;
     const uint8_t* keep = flags_at(in.mask, time_of(sizes, s));
     if (!pull(sizes, ct, nullptr, slots, carry, carry + size, in.drop, in.weights.recurrent_transposed, keep, share)) return false;
-    if (s == 0 || in.resets.data) end_at_start(job, s, carry, columns_of(share_of(share, blocks), chunk.H));
+    if (s == 0 || in.resets.data) end_at_start(job, s, carry, columns_of(share_of(share, blocks), chunk.width));
   }
   return true;
 }

@@ -142,7 +142,6 @@ static void linear_transposed(const Linear& job, float* scratch) {
   float* slots = arena.take(rows * stride);
   float* carry = arena.take(rows * width);
   float* before = arena.take(rows * width);
-  __builtin_memset(slots, 0, rows * stride * sizeof(float));
   __builtin_memset(carry, 0, rows * width * sizeof(float));
   Share alone = {0, 1, nullptr, nullptr};
   uint8_t keep[kChunk];
@@ -151,7 +150,9 @@ static void linear_transposed(const Linear& job, float* scratch) {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t shared = (job.first_row + row) % job.period;
       for (int c = 0; c < 5; ++c) {
-        copy(row_of(job.coefficients[c], t, shared, H), slots + row * stride + slot_of[c] * width, H);
+        const float* from = row_of(job.coefficients[c], t, shared, H);
+        float* to = slots + row * stride + slot_of[c] * width;
+        for (int64_t i = 0; i < H; i += kLanes) store(to + i, load(from + i, H - i));  // the padding, too: it may be a NaN
       }
       keep[row] = flag(job.mask, t, shared, true);
     }
