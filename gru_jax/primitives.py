@@ -265,6 +265,11 @@ def _linear_transpose(ct: Any, *args: Any, names: tuple[str, ...], transposed: b
 # --- Registration -----------------------------------------------------------------------------------------------------
 
 
+def _evaluate(primitive: Primitive, define: Callable[..., Any], *args: Any, **params: Any) -> Any:
+    """Within `jax.jit` the primitive itself; its definition where JAX does without: by `disable_jit`, or after a NaN."""
+    return (primitive.bind if isinstance(args[0], jax.core.Tracer) else define)(*args, **params)
+
+
 def _primitive(
     name: str,
     define: Callable[..., Any],
@@ -275,7 +280,7 @@ def _primitive(
 ) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = several
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("names", *static)))
+    primitive.def_impl(jax.jit(functools.partial(_evaluate, primitive, define), static_argnames=("names", *static)))
     primitive.def_abstract_eval(avals)
     batching.primitive_batchers[primitive] = functools.partial(shapes.batch, primitive)
     portable = mlir.lower_fun(define, multiple_results=several)
