@@ -197,7 +197,7 @@ def push(
     after = cell.reset_after
     h_tm1 = shifted(hs, jnp.broadcast_to(o.h_0, hs.shape[1:]), reverse)
     if o.resets is not None:
-        h_tm1 = jnp.where(o.resets, o.h_0, h_tm1)
+        h_tm1 = jnp.where(o.resets, o.h_0[None], h_tm1)
     if kept is None:
         kept = preactivations(cell, o.projected(), h_tm1, o.recurrent_kernel, o.candidate_bias(), o.drop)
     at = linearise(cell, kept, h_tm1, o.drop)
@@ -255,7 +255,7 @@ def _d_projected(o: Operands, d: Operands) -> Projected | None:
     if d.kernel is not None:
         terms.append(project(d.kernel, None, o.xs, o.h_0.dtype, lead=1))
     if d.bias is not None:
-        terms.append(split(o.over_batch(d.bias).astype(o.h_0.dtype)))
+        terms.append(split(o.over_batch(d.bias)[None].astype(o.h_0.dtype)))
     if not terms:
         return None
     d_r, d_z, d_n = (sum(gate[1:], start=gate[0]) for gate in zip(*terms, strict=True))
@@ -271,7 +271,7 @@ def _entering(reset_after: bool, at: Linearisation, o: Operands, d_h_0: jax.Arra
         entering = apply(reset_after, at_first, o.recurrent_kernel, o.drop, d_h_0)
         return jnp.zeros((steps, *entering.shape), entering.dtype).at[first].set(entering)
     starts = o.resets | (jnp.arange(steps) == first).reshape(-1, *[1] * d_h_0.ndim)
-    return apply(reset_after, at, o.recurrent_kernel, o.drop, jnp.where(starts, d_h_0, 0), lead=1)
+    return apply(reset_after, at, o.recurrent_kernel, o.drop, jnp.where(starts, d_h_0[None], 0), lead=1)
 
 
 def shifted(ys: jax.Array, start: jax.Array, reverse: bool) -> jax.Array:

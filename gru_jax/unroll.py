@@ -81,7 +81,8 @@ def unroll(
     if lengths is not None:
         lengths = checks.array("lengths", lengths)
         checks.lengths("lengths", lengths, tuple(batch), steps)
-        within = jnp.arange(steps).reshape(-1, *[1] * (xs.ndim - 1)) < lengths[..., None]
+        t = jnp.arange(steps).reshape(-1, *[1] * (xs.ndim - 1))
+        within = t < lengths.astype(t.dtype)[None, ..., None]
         mask = within if mask is None else mask & within
         resets = None if resets is None else resets & within
     if steps == 0:
