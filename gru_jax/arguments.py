@@ -19,6 +19,11 @@ def inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.Array:
     return inputs
 
 
+def step_shape(inputs: jax.Array, time_major: bool) -> tuple[int, ...]:
+    """(*batch, in_features) of inputs that have a time axis, too."""
+    return inputs.shape[1:] if time_major else (*inputs.shape[:-2], inputs.shape[-1])
+
+
 def step(carry: Any, inputs: Any, in_features: int | None, features: int) -> tuple[jax.Array, jax.Array]:
     """The arguments of a cell's step as arrays that fit; any in_features if None."""
     inputs = step_input("inputs", inputs, in_features)

@@ -55,16 +55,37 @@ def shape(name: str, value: jax.Array, symbols: str, expected: tuple[Any, ...]) 
         raise ValueError(f"{name} must have shape {symbols} = {tuple(expected)}, got {value.shape}")
 
 
+def broadcasts(name: str, value: jax.Array, symbols: str, to: tuple[Any, ...]) -> None:
+    """Refuses an array that does not broadcast to the shape `to` by NumPy's rules.
+
+    >>> broadcasts("reset_state", jnp.zeros((2, 4)), "(*batch, features)", (3, 4))
+    Traceback (most recent call last):
+        ...
+    ValueError: reset_state must broadcast to (*batch, features) = (3, 4), got shape (2, 4)
+    """
+    sizes = to[len(to) - value.ndim :] if value.ndim <= len(to) else None
+    if sizes is None or any(size not in (wide, 1) for size, wide in zip(value.shape, sizes, strict=True)):
+        raise ValueError(f"{name} must broadcast to {symbols} = {tuple(to)}, got shape {value.shape}")
+
+
 def floating(name: str, value: jax.Array) -> None:
     """Refuses complex and non-numeric arrays; integers are let through, as they promote to floating point."""
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
         raise TypeError(f"{name} must be real floating point, got dtype {value.dtype}")
 
 
-def boolean(name: str, value: jax.Array) -> None:
-    """Refuses an array that is not of dtype bool."""
-    if value.dtype != jnp.bool_:
-        raise TypeError(f"{name} must have dtype bool, got {value.dtype}")
+def flags(name: str, value: Any) -> jax.Array:
+    """`value`, a bool, integer or floating array, as a bool array: True where it is not 0, so where it is NaN, too.
+
+    >>> flags("resets", jnp.array([0.0, 1.0, jnp.nan])).tolist()
+    [False, True, True]
+    """
+    value = array(name, value)
+    if value.dtype == jnp.bool_:
+        return value
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"{name} must be bool, integer or floating point, got dtype {value.dtype}")
+    return value != 0
 
 
 def lengths(name: str, value: jax.Array, batch: tuple[Any, ...], steps: Any) -> None:

@@ -21,6 +21,12 @@ glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
 lecun_normal: Initializer = jax.nn.initializers.lecun_normal()
 zeros: Initializer = jax.nn.initializers.zeros
 
+
+def is_zeros(init: Initializer | None) -> bool:
+    """Whether an initializer is `zeros` or None, so that it needs no key."""
+    return init is None or init is zeros
+
+
 forget_bias: Initializer = jax.nn.initializers.ones
 """1, so that a cell starts by keeping: F. Gers et al., Neural Computation 2000; R. Jozefowicz et al., ICML 2015."""
 

@@ -5,18 +5,21 @@ in one flat order, that of PyTorch: layer 0 forward, layer 0 backward, layer 1 f
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gru_jax import arguments, checks
-from gru_jax.cells import GRU, Params
+from gru_jax import arguments, carries, checks
+from gru_jax.carries import Carry
+from gru_jax.cells import GRU, Params, State, as_given
+from gru_jax.initializers import Initializer
 from gru_jax.unroll import unroll
 
-Carry = jax.Array | tuple[jax.Array, ...]
-"""One (*batch, features) array, or for several layers or directions a tuple of such."""
+Outputs = jax.Array | tuple[jax.Array, ...]
+"""Of the last layer, or of each."""
 
 
 class _Given(NamedTuple):
@@ -84,6 +87,11 @@ class Stack:
         return 2 if self.bidirectional else 1
 
     @property
+    def _count(self) -> int:
+        """How many cells there are."""
+        return self.num_layers * self.directions
+
+    @property
     def is_random(self) -> bool:
         """Whether `run` can make use of a key."""
         return self.recurrent_dropout > 0 or (self.dropout > 0 and self.num_layers > 1)
@@ -95,8 +103,18 @@ class Stack:
 
     def zero_carry(self, input_shape: Sequence[int], param_dtype: Any) -> Carry:
         """The zero state of every layer and direction before inputs (*batch, in_features) of one step."""
-        zero = jnp.zeros((*input_shape[:-1], self.features), carry_dtype(self.dtype, param_dtype))
-        return self._joined([zero] * (self.num_layers * self.directions))
+        return self.initial_carry(input_shape, param_dtype, None, None)
+
+    def initial_carry(
+        self,
+        input_shape: Sequence[int],
+        param_dtype: Any,
+        carry_init: Initializer | None,
+        key: jax.Array | None,
+    ) -> Carry:
+        """The same, drawn from an initializer (None: zeros) with a key, which zeros do not need."""
+        shape, dtype = (*input_shape[:-1], self.features), carry_dtype(self.dtype, param_dtype)
+        return carries.initial(carry_init, key, shape, dtype, self._count)
 
     def run(
         self,
@@ -107,56 +125,81 @@ class Stack:
         seq_lengths: jax.Array | None = None,
         mask: jax.Array | None = None,
         resets: jax.Array | None = None,
+        reset_state: Carry | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[Carry, jax.Array]:
+        return_layers: bool = False,
+    ) -> tuple[Carry, Outputs]:
         """Runs every layer over whole sequences.
 
         Args:
           params: of each layer and direction, in the flat order.
           inputs: (*batch, time, in_features), or (time, *batch, in_features) if time_major.
-          initial_carry: zero if None; (*batch, features) with one layer and direction, else a tuple of such.
+          initial_carry: zero if None; with one layer and direction a state, (*batch, features) or what broadcasts to
+            it, else a tuple or a list of such, or all of them stacked, (layers·directions, *batch, features).
           seq_lengths: (*batch,) integers in [0, time]; steps at and after a sequence's length are masked.
-          mask: bool, (*batch, time) or (time, *batch); where False the step is masked: states are held, outputs are 0.
-          resets: bool, (*batch, time) or (time, *batch); where True a new episode starts at this step: no direction
-            carries its state across the boundary before it.
+          mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0 are True; where False
+            the step is masked: states are held, outputs are 0.
+          resets: (*batch, time) or (time, *batch), bool or numbers; where True an episode begins at this step: no
+            direction carries its state across the boundary before it.
+          reset_state: the state with which an episode begins, zero if None: in one of the forms of initial_carry, or a
+            single state for all layers and directions. In a backward direction it follows an episode's last step.
+            Without resets it does nothing.
           key: PRNG key of the dropout masks; nothing is dropped if None.
+          return_layers: whether outputs are those of every layer.
 
         Returns:
-          (carry, outputs): the last state of each layer and direction, in the form of initial_carry, and
-          (*batch, time, directions·features), or with time first if time_major.
+          (carry, outputs): the last state of each layer and direction, in the form, dtype and weak type of
+          initial_carry; if None, of one layer and direction the state, else a tuple, in float32 where the computation
+          is narrower. And (*batch, time, directions·features), or with time first if time_major; with return_layers a
+          tuple of such, one for each layer, before dropout.
 
         Raises:
           TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
         """
         xs = self._time_first(arguments.inputs(inputs, params[0].in_features, self.time_major), -2)
         steps, *batch = xs.shape[:-1]
-        h_0s = self._check_carry("initial_carry", initial_carry, tuple(batch))
+        zero = self.cell.initial_state(params[0], batch)
+        h_0s = carries.split("initial_carry", initial_carry, zero, self._count)
+        starts = carries.split("reset_state", reset_state, zero, self._count, shared=True)
         if seq_lengths is not None:
             seq_lengths = checks.array("seq_lengths", seq_lengths)
             checks.lengths("seq_lengths", seq_lengths, tuple(batch), steps)
         given = _Given(seq_lengths, self._flags("mask", mask, xs), self._flags("resets", resets, xs))
         keys = [None] * self.num_layers if key is None else jax.random.split(key, self.num_layers)
-        carry: list[jax.Array] = []
+        carry: list[State] = []
+        outputs: list[jax.Array] = []
         for layer, layer_key in enumerate(keys):
             cells = slice(layer * self.directions, (layer + 1) * self.directions)
             if layer > 0 and self.dropout > 0 and layer_key is not None:
                 xs = xs * dropout_mask(jax.random.fold_in(layer_key, 0), self.dropout, xs.shape, xs.dtype)
-            h_Ts, xs = self._layer(params[cells], xs, h_0s[cells], given, layer_key)
+            h_Ts, xs = self._layer(params[cells], xs, h_0s[cells], starts[cells], given, layer_key)
             carry.extend(h_Ts)
-        return self._joined(carry), xs if self.time_major else jnp.moveaxis(xs, 0, -2)
+            if return_layers or layer == self.num_layers - 1:
+                outputs.append(xs if self.time_major else jnp.moveaxis(xs, 0, -2))
+        return carries.joined(carry, initial_carry, zero), tuple(outputs) if return_layers else outputs[0]
 
-    def step(self, params: Sequence[Params], carry: Carry, x_t: jax.Array) -> tuple[Carry, jax.Array]:
+    def step(
+        self,
+        params: Sequence[Params],
+        carry: Carry,
+        x_t: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: Carry | None = None,
+    ) -> tuple[Carry, jax.Array]:
         """One step of every layer, for serving: `run` over a sequence is this, step by step. Nothing is dropped.
 
         Args:
           params: of each layer.
-          carry: the state before, zero at first (see `zero_carry`): (*batch, features) with one layer, else a tuple of
-            such.
+          carry: the state before, zero at first (see `zero_carry`): in one of the forms of `run`.
           x_t: (*batch, in_features).
+          resets: (*batch,), bool or numbers, of which those that are not 0 are True; where True an episode begins, and
+            reset_state takes the place of carry.
+          reset_state: in one of the forms of carry, or a single state for all layers; zero if None.
 
         Returns:
-          (carry, output): the new state, in the form and, where it is wider than that of the computation, the dtype of
-          the old one; and (*batch, features), in the dtype of the computation.
+          (carry, output): the new state, in the form, dtype and weak type of the old one; and (*batch, features), in
+          the dtype of the computation.
 
         Raises:
           TypeError, ValueError: if a shape or dtype does not fit, or the layers run backwards too: these begin with the
@@ -176,19 +219,22 @@ class Stack:
         x_t = arguments.step_input("x_t", x_t, params[0].in_features)
         if carry is None:
             raise TypeError("carry must be the state of every layer, as zero_carry makes it, got None")
-        states = self._check_carry("carry", carry, x_t.shape[:-1])
+        zero = self.cell.initial_state(params[0], x_t.shape[:-1])
+        states = carries.split("carry", carry, zero, self._count)
+        starts = carries.split("reset_state", reset_state, zero, self._count, shared=True)
         new = []
-        for layer, h_tm1 in zip(params, states, strict=True):
+        for layer, h_tm1, start in zip(params, states, starts, strict=True):
             layer_params, x_t = cast(layer, x_t, self.dtype)
-            h_t, x_t = step(self.cell, layer_params, h_tm1, x_t)
+            h_t, x_t = step(self.cell, layer_params, h_tm1, x_t, resets=resets, reset_state=start)
             new.append(h_t)
-        return self._joined(new), x_t
+        return carries.joined(new, carry, zero), x_t
 
     def _layer(
         self,
         params: Sequence[Params],
         xs: jax.Array,
-        h_0s: Sequence[jax.Array | None],
+        h_0s: Sequence[State | None],
+        starts: Sequence[State | None],
         given: _Given,
         key: jax.Array | None,
     ) -> tuple[list[jax.Array], jax.Array]:
@@ -207,6 +253,7 @@ class Stack:
                 lengths=given.lengths,
                 mask=given.mask,
                 resets=backward_resets(given.resets) if backward else given.resets,
+                reset_state=starts[direction],
                 reverse=backward,
                 method=self.method,
                 recurrent_dropout_mask=drop,
@@ -218,15 +265,11 @@ class Stack:
     def _time_first(self, value: jax.Array, axis: int) -> jax.Array:
         return value if self.time_major else jnp.moveaxis(value, axis, 0)
 
-    def _joined(self, carry: Sequence[jax.Array]) -> Carry:
-        return carry[0] if len(carry) == 1 else tuple(carry)
-
     def _flags(self, name: str, value: Any, xs: jax.Array) -> jax.Array | None:
         """mask or resets, checked in the layout of the inputs, with time first; xs has time first."""
         if value is None:
             return None
-        value = checks.array(name, value)
-        checks.boolean(name, value)
+        value = checks.flags(name, value)
         steps, *batch = xs.shape[:-1]
         symbols, expected = (
             ("(time, *batch)", (steps, *batch)) if self.time_major else ("(*batch, time)", (*batch, steps))
@@ -234,29 +277,16 @@ class Stack:
         checks.shape(name, value, symbols, expected)
         return self._time_first(value, -1)
 
-    def _check_carry(self, name: str, carry: Any, batch: tuple[int, ...]) -> Sequence[Any]:
-        """The state of every layer and direction; None for each if carry is None. `name` is what an error calls it."""
-        count = self.num_layers * self.directions
-        if carry is None:
-            return [None] * count
-        if count == 1:
-            named = {name: carry}
-        else:
-            if not isinstance(carry, tuple | list):
-                raise TypeError(
-                    f"{name} must be a tuple of {count} arrays, one for each layer and direction, "
-                    f"got {type(carry).__name__}"
-                )
-            if len(carry) != count:
-                raise ValueError(
-                    f"{name} must have {count} arrays, one for each of {self.num_layers} layers and "
-                    f"{self.directions} directions, got {len(carry)}"
-                )
-            named = {f"{name}[{i}]": state for i, state in enumerate(carry)}
-        return [arguments.state(name, state, batch, self.features) for name, state in named.items()]
 
-
-def step(cell: GRU, params: Params, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+def step(
+    cell: GRU,
+    params: Params,
+    carry: jax.Array,
+    inputs: jax.Array,
+    *,
+    resets: jax.Array | None = None,
+    reset_state: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """One step of a cell in Flax's form: (carry, inputs) to (new_carry, output).
 
     Args:
@@ -264,14 +294,15 @@ def step(cell: GRU, params: Params, carry: jax.Array, inputs: jax.Array) -> tupl
       params: `Params`, in the dtype of the computation.
       carry: (*batch, features).
       inputs: (*batch, in_features), in the dtype of the computation.
+      resets, reset_state: as of `gru_jax.GRU.step`.
 
     Returns:
-      The new state twice: as carry, in the promotion of carry and computation, so that a scan may carry a float32 state
-      through a computation in bfloat16; and as output, in the dtype of the computation.
+      The new state twice: as carry, in the dtype and weak type of the old one, so that a scan may carry it, a float32
+      state through a computation in bfloat16, too; and as output, in the dtype of the computation.
     """
-    h_t = cell.step(params, carry, inputs)
+    h_t = cell.step(params, carry, inputs, resets=resets, reset_state=reset_state)
     compute_dtype = jnp.result_type(inputs, *jax.tree.leaves(params))
-    return h_t.astype(jnp.promote_types(carry.dtype, compute_dtype)), h_t.astype(compute_dtype)
+    return as_given(h_t, carry), h_t.astype(compute_dtype)
 
 
 def cast(params: Params, inputs: jax.Array, dtype: Any) -> tuple[Params, jax.Array]:
@@ -279,6 +310,16 @@ def cast(params: Params, inputs: jax.Array, dtype: Any) -> tuple[Params, jax.Arr
     if dtype is None:
         return params, inputs
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params), inputs.astype(dtype)
+
+
+def warn_of_unused_dropout(dropout: float, num_layers: int, stacklevel: int) -> None:
+    """Says that dropout between layers needs two of them, as PyTorch does; `stacklevel` as of `warnings.warn`."""
+    if num_layers == 1 and dropout > 0:
+        warnings.warn(
+            f"dropout={dropout} drops nothing with num_layers=1: it acts on the outputs of every layer but the last. "
+            "For the outputs of one layer use flax's Dropout, for its state recurrent_dropout.",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def carry_dtype(dtype: Any, param_dtype: Any) -> Any:

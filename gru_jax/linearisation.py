@@ -46,16 +46,6 @@ class Linearisation(NamedTuple):
     c_z: jax.Array
     a_n: jax.Array
 
-    def held(self, mask: jax.Array) -> "Linearisation":
-        """J = 1 and no response to anything where `mask` is False: there the step holds the state."""
-        held = [jnp.where(mask, coefficient, 0) for coefficient in (self.c_r, self.c_z, self.a_n)]
-        return Linearisation(jnp.where(mask, self.z, 1), self.r, *held)
-
-    def cut(self, resets: jax.Array) -> "Linearisation":
-        """J = 0 where `resets` is True: there the state before was replaced."""
-        z, c_r, c_z, a_n = (jnp.where(resets, 0, c) for c in (self.z, self.c_r, self.c_z, self.a_n))
-        return Linearisation(z, self.r, c_r, c_z, a_n)
-
 
 def preactivations(
     cell: GRU,

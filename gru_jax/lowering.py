@@ -66,6 +66,8 @@ def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> s
         return missing
     if not config.native:
         return "gru_jax.config.native is False"
+    if "resets" in named or (primitive == "gru_linear" and "mask" in named):
+        return "the kernels do not take resets"
     cell = params.get("cell")
     if cell is not None and (cell.gate not in _SIGMOIDS or cell.candidate not in _TANHS):
         return "the cell has other activations than sigmoid and tanh"

@@ -21,7 +21,7 @@ from jax.interpreters import ad, batching, mlir
 from gru_jax import lowering, partitioning, recurrence, shapes
 from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, Preactivations, apply, apply_transposed
-from gru_jax.recurrence import KEPT, Operands, shifted
+from gru_jax.recurrence import KEPT, Operands, select, shifted, unless
 from gru_jax.shapes import named_operands
 
 STATES = "gru_jax.states"
@@ -55,13 +55,22 @@ def _linear(
     kernel: jax.Array,
     drop: jax.Array | None,
     s: jax.Array,
+    mask: jax.Array | None,
+    resets: jax.Array | None,
     *,
     method: str,
     reset_after: bool,
     reverse: bool,
     transposed: bool,
 ) -> jax.Array:
-    operands = {**at._asdict(), "recurrent_kernel": kernel, "drop": drop, "source": s}
+    operands = {
+        **at._asdict(),
+        "recurrent_kernel": kernel,
+        "drop": drop,
+        "source": s,
+        "mask": mask,
+        "resets": resets,
+    }
     present = {name: value for name, value in operands.items() if value is not None}
     return _bind(_linear_p, present, method=method, reset_after=reset_after, reverse=reverse, transposed=transposed)
 
@@ -108,8 +117,7 @@ def _define_states_on_cpu(
 
 
 def _define_linear(*args: Any, names: tuple[str, ...], method: str, **params: Any) -> jax.Array:
-    at, kernel, drop, s = _unpack(named_operands(args, names))
-    return recurrence.linear(at, kernel, drop, s, **params)
+    return recurrence.linear(*_unpack(named_operands(args, names)), **params)
 
 
 def _define_push(*args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str) -> jax.Array:
@@ -126,12 +134,14 @@ def _define_pull(
     return recurrence.pull(_operands(o), o["hs"], o["ct"], wrt, cell, reverse, solve, _kept(o))
 
 
-def _unpack(o: dict[str, Any]) -> tuple[Linearisation, Any, Any, Any]:
+def _unpack(o: dict[str, Any]) -> tuple[Linearisation, Any, Any, Any, Any, Any]:
     return (
         Linearisation(*(o[name] for name in Linearisation._fields)),
         o["recurrent_kernel"],
         o.get("drop"),
         o["source"],
+        o.get("mask"),
+        o.get("resets"),
     )
 
 
@@ -244,11 +254,13 @@ def _moved_source(
     zero = jnp.zeros_like(ys[0])
 
     def changed(moved):
-        at, kernel, drop, _ = _unpack({**named, **moved})
+        at, kernel, drop, _, mask, resets = _unpack({**named, **moved})
         if transposed:
-            pulled = apply_transposed(reset_after, at, jnp.swapaxes(kernel, -1, -2), drop, ys, lead=1)
-            return shifted(pulled, zero, not reverse)
-        return apply(reset_after, at, kernel, drop, shifted(ys, zero, reverse), lead=1)
+            kernel_t = jnp.swapaxes(kernel, -1, -2)
+            pulled = apply_transposed(reset_after, at, kernel_t, drop, select(mask, ys, 0), lead=1)
+            return shifted(unless(resets, select(mask, pulled, 0)), zero, not reverse)
+        y_tm1 = select(mask, unless(resets, shifted(ys, zero, reverse)), 0)
+        return select(mask, apply(reset_after, at, kernel, drop, y_tm1, lead=1), 0)
 
     return jax.jvp(changed, ({name: named[name] for name in moving},), (moving,))[1]
 

@@ -21,7 +21,7 @@ once.
     xs                                (T, *group, *batch, D)
     hs, ct, source, coefficients,
     preactivations                    (T, *group, *batch, H)
-    h_0, drop                         (*group, *batch, H)
+    h_0, reset_state, drop            (*group, *batch, H)
     mask, resets                      (T, *group, *batch, 1), bool
     kernel W, bias b                  (*group, D, 3H), (*group, 3H)
     recurrent kernel U, bias c_n      (*group, H, 3H), (*group, H)
@@ -61,6 +61,7 @@ class Operands(NamedTuple):
     drop: Any = None
     mask: Any = None
     resets: Any = None
+    reset_state: Any = None
 
     @property
     def groups(self) -> int:
@@ -72,7 +73,7 @@ class Operands(NamedTuple):
         batch = (1,) * (self.h_0.ndim - 1 - self.groups)
         shapes = [self.xs.shape[1:-1], self.h_0.shape[:-1]]
         shapes += [x.shape[1:-1] for x in (self.mask, self.resets) if x is not None]
-        shapes += [] if self.drop is None else [self.drop.shape[:-1]]
+        shapes += [x.shape[:-1] for x in (self.drop, self.reset_state) if x is not None]
         shapes += [w.shape[: self.groups] + batch for w in self.weights() if w is not None]
         return jnp.broadcast_shapes(*shapes)
 
@@ -106,8 +107,9 @@ def states(
     """All states of a GRU, h_t = step(h_tm1, x_t).
 
     Args:
-      o: the operands. Where `mask` is False the state is held; where `resets` is True h_0 takes the place of h_tm1.
-        `drop` multiplies the state where it enters a product with U, and is a constant for differentiation.
+      o: the operands. Where `mask` is False the state is held; where `resets` is True `reset_state`, or zero where that
+        is None, takes the place of h_tm1. `drop` multiplies the state where it enters a product with U, and is a
+        constant for differentiation.
       cell: the equations.
       reverse: run time backwards; h_0 then precedes the last step.
       keep: whether the preactivations are wanted.
@@ -117,12 +119,12 @@ def states(
       The states, (T, *group, *batch, H), and the preactivations or None.
     """
     h_0 = jnp.broadcast_to(o.h_0, (*o.lead(), o.h_0.shape[-1]))
-    bias = o.candidate_bias()
+    bias, start = o.candidate_bias(), 0 if o.reset_state is None else o.reset_state
 
     def step(h_tm1, inputs):
         x, mask, reset = inputs
         if reset is not None:
-            h_tm1 = jnp.where(reset, h_0, h_tm1)
+            h_tm1 = jnp.where(reset, start, h_tm1)
         projected = biased(x if hoist else split(product(x, o.kernel, dtype=h_0.dtype)))
         at = preactivations(cell, projected, h_tm1, o.recurrent_kernel, bias, o.drop, lead=0)
         h_t = activated(cell, at, h_tm1)
@@ -145,17 +147,23 @@ def linear(
     kernel: jax.Array,
     drop: jax.Array | None,
     s: jax.Array,
+    mask: jax.Array | None,
+    resets: jax.Array | None,
     reset_after: bool,
     reverse: bool,
     transposed: bool,
 ) -> jax.Array:
     """The linear recurrence along a linearisation: y_t = J_t y_tm1 + s_t with y_{−1} = 0, or its transpose.
 
+    Where `mask` is False J_t is 1, and where `resets` is True it is applied to zero. Both select: a NaN or an infinity
+    does not pass, as it would through coefficients that are zero.
+
     Args:
       at: coefficients of J_t.
       kernel: U.
       drop: recurrent dropout mask or None.
       s: the source, (T, *group, *batch, H).
+      mask, resets: those of the states, or None.
       reset_after: where the reset gate acts.
       reverse: whether the states ran backwards in time.
       transposed: solve λ_t = s_t + J_{t+1}ᵀ λ_{t+1} instead, which runs against the states.
@@ -167,17 +175,20 @@ def linear(
     kernel_t = jax.lax.optimization_barrier(jnp.swapaxes(kernel, -1, -2))
 
     def forward(y_tm1, inputs):
-        at_t, s_t = inputs
-        y_t = s_t + apply(reset_after, at_t, kernel, drop, y_tm1)
+        at_t, s_t, mask_t, reset_t = inputs
+        y_tm1 = unless(reset_t, y_tm1)
+        y_t = s_t + select(mask_t, apply(reset_after, at_t, kernel, drop, y_tm1), y_tm1)
         return y_t, y_t
 
     def backward(pulled, inputs):
-        at_t, s_t = inputs
+        at_t, s_t, mask_t, reset_t = inputs
         y_t = s_t + pulled
-        return apply_transposed(reset_after, at_t, kernel_t, drop, y_t), y_t
+        pulled = select(mask_t, apply_transposed(reset_after, at_t, kernel_t, drop, y_t), y_t)
+        return unless(reset_t, pulled), y_t
 
+    inputs = at, s, mask, resets
     return jax.lax.scan(
-        backward if transposed else forward, jnp.zeros_like(s[0]), (at, s), reverse=reverse != transposed
+        backward if transposed else forward, jnp.zeros_like(s[0]), inputs, reverse=reverse != transposed
     )[1]
 
 
@@ -197,19 +208,19 @@ def push(
     after = cell.reset_after
     h_tm1 = shifted(hs, jnp.broadcast_to(o.h_0, hs.shape[1:]), reverse)
     if o.resets is not None:
-        h_tm1 = jnp.where(o.resets, o.h_0[None], h_tm1)
+        h_tm1 = jnp.where(o.resets, 0 if o.reset_state is None else o.reset_state[None], h_tm1)
+    h_tm1 = select(o.mask, h_tm1, 0)  # a state that is held enters no product
     if kept is None:
         kept = preactivations(cell, o.projected(), h_tm1, o.recurrent_kernel, o.candidate_bias(), o.drop)
-    at = linearise(cell, kept, h_tm1, o.drop)
-    if o.mask is not None:
-        at = at.held(o.mask)
+    at = Linearisation(*(select(o.mask, coefficient, 0) for coefficient in linearise(cell, kept, h_tm1, o.drop)))
     d_bias = None if d.recurrent_bias is None else o.over_batch(d.recurrent_bias)
     s = source(after, at, h_tm1, o.recurrent_kernel, o.drop, _d_projected(o, d), d.recurrent_kernel, d_bias)
-    if d.h_0 is not None:
-        s = s + _entering(after, at, o, d.h_0, reverse)
-    if o.resets is not None:
-        at = at.cut(o.resets)
-    return solve(at, o.recurrent_kernel, o.drop, s, reset_after=after, reverse=reverse, transposed=False)
+    s = select(o.mask, s, 0)
+    if d.h_0 is not None or d.reset_state is not None:
+        s = s + _entering(after, at, o, d, reverse)
+    return solve(
+        at, o.recurrent_kernel, o.drop, s, o.mask, o.resets, reset_after=after, reverse=reverse, transposed=False
+    )
 
 
 def pull(
@@ -236,7 +247,7 @@ def pull(
     return jax.linear_transpose(pushed, *like)(jnp.broadcast_to(ct, (hs.shape[0], *lead, hs.shape[-1])))
 
 
-TIMELESS = ("h_0", "drop")
+TIMELESS = ("h_0", "reset_state", "drop")
 WEIGHTS = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
 
 
@@ -262,16 +273,30 @@ def _d_projected(o: Operands, d: Operands) -> Projected | None:
     return d_r, d_z, d_n
 
 
-def _entering(reset_after: bool, at: Linearisation, o: Operands, d_h_0: jax.Array, reverse: bool) -> jax.Array:
-    """J_t ḣ_0 at the steps that start from h_0, zero at the others."""
+def _entering(reset_after: bool, at: Linearisation, o: Operands, d: Operands, reverse: bool) -> jax.Array:
+    """J_t times the tangent of the state that takes the place of h_tm1: ḣ_0 at the first step, and where it resets."""
     steps = at.z.shape[0]
     first = steps - 1 if reverse else 0
     if o.resets is None:
         at_first = Linearisation(*(coefficient[first] for coefficient in at))
-        entering = apply(reset_after, at_first, o.recurrent_kernel, o.drop, d_h_0)
+        entering = apply(reset_after, at_first, o.recurrent_kernel, o.drop, d.h_0)
+        entering = entering if o.mask is None else jnp.where(o.mask[first], entering, d.h_0)
         return jnp.zeros((steps, *entering.shape), entering.dtype).at[first].set(entering)
-    starts = o.resets | (jnp.arange(steps) == first).reshape(-1, *[1] * d_h_0.ndim)
-    return apply(reset_after, at, o.recurrent_kernel, o.drop, jnp.where(starts, d_h_0[None], 0), lead=1)
+    is_first = (jnp.arange(steps) == first).reshape(-1, *[1] * o.h_0.ndim)
+    d_h_0, d_start = (0 if x is None else x[None] for x in (d.h_0, d.reset_state))
+    d_h_tm1 = jnp.where(o.resets, d_start, jnp.where(is_first, d_h_0, jnp.zeros((), o.h_0.dtype)))
+    entering = apply(reset_after, at, o.recurrent_kernel, o.drop, select(o.mask, d_h_tm1, 0), lead=1)
+    return jnp.where(o.resets | is_first, select(o.mask, entering, d_h_tm1), 0)
+
+
+def select(mask: jax.Array | None, x: jax.Array, otherwise: Any) -> jax.Array:
+    """x where `mask` is True or None, otherwise the other."""
+    return x if mask is None else jnp.where(mask, x, otherwise)
+
+
+def unless(resets: jax.Array | None, x: jax.Array) -> jax.Array:
+    """x, but zero where `resets` is True."""
+    return x if resets is None else jnp.where(resets, 0, x)
 
 
 def shifted(ys: jax.Array, start: jax.Array, reverse: bool) -> jax.Array:

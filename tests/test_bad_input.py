@@ -41,15 +41,16 @@ UNROLL = {
     ),
     "xs complex": (dict(xs=P.xs * 1j), TypeError, r"xs must be real floating point, got dtype complex128"),
     "xs text": (dict(xs="text"), TypeError, r"xs must be an array, got str"),
-    "h_0": (dict(h_0=jnp.zeros((BATCH, 9))), ValueError, r"h_0 must have shape \(\*batch, features\) = \(3, 4\), got \(3, 9\)"),
-    "h_0 without batch": (dict(h_0=jnp.zeros(FEATURES)), ValueError, r"h_0 .* = \(3, 4\), got \(4,\)"),
+    "h_0": (dict(h_0=jnp.zeros((BATCH, 9))), ValueError, r"h_0 must broadcast to \(\*batch, features\) = \(3, 4\), got shape \(3, 9\)"),
+    "h_0 of another batch": (dict(h_0=jnp.zeros((2, FEATURES))), ValueError, r"h_0 .* = \(3, 4\), got shape \(2, 4\)"),
+    "h_0 with more axes": (dict(h_0=jnp.zeros((1, BATCH, FEATURES))), ValueError, r"h_0 .* = \(3, 4\), got shape \(1, 3, 4\)"),
     "lengths shape": (dict(lengths=jnp.zeros(5, int)), ValueError, r"lengths must have shape \(\*batch,\) = \(3,\), got \(5,\)"),
     "lengths dtype": (dict(lengths=jnp.zeros(3)), TypeError, r"lengths must have an integer dtype, got float64"),
     "lengths beyond": (dict(lengths=jnp.array([1, 2, 7])), ValueError, r"lengths must lie in \[0, T\] = \[0, 6\], got values in \[1, 7\]"),
     "lengths negative": (dict(lengths=jnp.array([-1, 2, 3])), ValueError, r"lengths must lie in \[0, T\].*\[-1, 3\]"),
-    "mask dtype": (dict(mask=jnp.ones((STEPS, BATCH))), TypeError, r"mask must have dtype bool, got float64"),
+    "mask dtype": (dict(mask=jnp.ones((STEPS, BATCH), complex)), TypeError, r"mask must be bool, integer or floating point, got dtype complex128"),
     "mask shape": (dict(mask=jnp.ones((BATCH, STEPS), bool)), ValueError, r"mask must have shape \(T, \*batch\) = \(6, 3\), got \(3, 6\)"),
-    "resets dtype": (dict(resets=jnp.ones((STEPS, BATCH), int)), TypeError, r"resets must have dtype bool, got int"),
+    "resets of keys": (dict(resets=jax.random.split(jax.random.key(0), (STEPS, BATCH))), TypeError, r"resets must be bool, integer or floating point, got dtype key"),
     "resets shape": (dict(resets=jnp.ones(STEPS, bool)), ValueError, r"resets must have shape \(T, \*batch\) = \(6, 3\), got \(6,\)"),
     "dropout": (
         dict(recurrent_dropout_mask=jnp.ones((1, FEATURES))),
@@ -78,7 +79,10 @@ def test_unroll(case, compiled):
 
 
 STEP = {
-    "h_tm1": (dict(h_tm1=jnp.zeros((BATCH, 9))), ValueError, r"h_tm1 must have shape \(\*batch, features\) = \(3, 4\), got \(3, 9\)"),
+    "h_tm1": (dict(h_tm1=jnp.zeros((BATCH, 9))), ValueError, r"h_tm1 must broadcast to \(\*batch, features\) = \(3, 4\), got shape \(3, 9\)"),
+    "resets": (dict(resets=jnp.zeros((1, BATCH), bool)), ValueError, r"resets must have shape \(\*batch,\) = \(3,\), got \(1, 3\)"),
+    "resets text": (dict(resets="none"), TypeError, r"resets must be an array, got str"),
+    "reset_state": (dict(resets=jnp.zeros(BATCH), reset_state=jnp.zeros(9)), ValueError, r"reset_state must broadcast to .* = \(3, 4\), got shape \(9,\)"),
     "x_t": (dict(x_t=jnp.zeros((BATCH, 9))), ValueError, r"x_t must have shape \(\*batch, in_features\) = \(3, 2\), got \(3, 9\)"),
     "params": (dict(params=None), TypeError, r"params must be gru_jax.cells.Params"),
     "dropout": (dict(recurrent_dropout_mask=jnp.zeros(4)), ValueError, r"recurrent_dropout_mask .* = \(3, 4\), got \(4,\)"),

@@ -36,15 +36,15 @@ def test_constructor_names_the_bad_argument(options, error, match):
     [
         ({}, {"inputs": jnp.ones(2)}, ValueError, r"inputs must have shape \(\*batch, time, in_features\), got \(2,\)"),
         ({}, {"inputs": jnp.ones((3, 5, 2), complex)}, TypeError, "inputs must be real"),
-        ({}, {"initial_carry": jnp.ones((3, 5))}, ValueError, r"initial_carry must .* = \(3, 4\), got \(3, 5\)"),
+        ({}, {"initial_carry": jnp.ones((3, 5))}, ValueError, r"initial_carry must .* = \(3, 4\), got shape \(3, 5\)"),
         (
             {"bidirectional": True},
             {"initial_carry": (jnp.ones((3, 4)),)},
             ValueError,
-            "initial_carry must have 2 arrays",
+            "initial_carry must have 2 states",
         ),
         ({}, {"seq_lengths": jnp.array([1, 2, 6])}, ValueError, r"seq_lengths must lie in \[0, T\] = \[0, 5\]"),
-        ({}, {"mask": jnp.ones((3, 5))}, TypeError, "mask must have dtype bool"),
+        ({}, {"mask": jnp.ones((3, 5), complex)}, TypeError, "mask must be bool, integer or floating point"),
         ({}, {"resets": jnp.ones(5, bool)}, ValueError, r"resets must have shape \(\*batch, time\) = \(3, 5\)"),
     ],
 )

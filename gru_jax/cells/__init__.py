@@ -9,15 +9,15 @@ The GRU is what this package is about; the others are here to be compared with i
 - `RefineGRU`, a GRU with a refine gate
 
 A cell is a frozen, hashable dataclass with ``init(key, in_features, features) -> params``, ``step(params, state_tm1,
-x_t) -> state_t``, ``initial_state(params, batch)`` and ``output(state)``; see `Cell`. A gate that interpolates keeps:
-where a paper's replaces, its weights change sign here.
+x_t, *, resets=None, reset_state=None) -> state_t``, ``initial_state(params, batch)`` and ``output(state)``; see `Cell`.
+A gate that interpolates keeps: where a paper's replaces, its weights change sign here.
 
 Axis legend of this package: T time, *batch any number of batch axes (none too), D in_features, H features, G·H the
 gates of a cell side by side, 3H those of a GRU in the order r, z, n.
 """
 
 from gru_jax.cells.affine import Projected, lifted, product, project, split
-from gru_jax.cells.base import Cell, Params, State, checked_state
+from gru_jax.cells.base import Cell, Params, State, as_given, broadcast_state, checked_state
 from gru_jax.cells.elman import Elman, Leaky, LeakyParams
 from gru_jax.cells.gru import CHO2014, CUDNN, GOODFELLOW, GRU
 from gru_jax.cells.lstm import LSTM, LSTMState
@@ -43,6 +43,8 @@ __all__ = [
     "Projected",
     "RefineGRU",
     "State",
+    "as_given",
+    "broadcast_state",
     "checked_state",
     "lifted",
     "product",

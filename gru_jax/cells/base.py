@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtim
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core.primitives import convert_element_type_p
 
 from gru_jax import checks, initializers
 from gru_jax.initializers import Initializer
@@ -32,7 +33,10 @@ class Cell(Protocol):
         ...
 
     def step(self, params: Any, state_tm1: State, x_t: jax.Array) -> State:
-        """The state that follows state_tm1 on input x_t, with any leading batch dimensions."""
+        """The state that follows state_tm1 on input x_t, with any leading batch dimensions.
+
+        Those of this package take ``resets`` and ``reset_state``, too; `unroll` does without.
+        """
         ...
 
     def output(self, state: State) -> jax.Array:
@@ -239,11 +243,30 @@ class Packed(Generic[P]):
             symbols, shape = expected.get(name, ("(features,)", (features,)))
             checks.shape(f"params.{name}", given[name], symbols, shape)
 
-    def ready(self, params: Any, state_tm1: State, x_t: jax.Array) -> tuple[Any, State, jax.Array]:
-        """The arguments of `step`, checked; parameters and input in the compute dtype, the state in its own."""
+    def ready(
+        self,
+        params: Any,
+        state_tm1: State,
+        x_t: jax.Array,
+        resets: jax.Array | None,
+        reset_state: State | None,
+        name: str = "state_tm1",
+    ) -> tuple[Any, State, jax.Array]:
+        """The arguments of `step`, checked; parameters and input in the compute dtype, the state in its own.
+
+        Where `resets` is True, the state is reset_state, zero if None. `name` is what an error calls the state.
+        """
         x_t = checks.array("x_t", x_t)
         params, x_t, dtype = self.prepare(params, x_t, "x_t", "(*batch, in_features)")
-        return params, checked_state("state_tm1", state_tm1, self.initial_state(params, x_t.shape[:-1], dtype)), x_t
+        batch = x_t.shape[:-1]
+        zero = self.initial_state(params, batch, dtype)
+        state_tm1 = checked_state(name, state_tm1, zero)
+        if resets is not None:
+            resets = checks.flags("resets", resets)
+            checks.shape("resets", resets, "(*batch,)", batch)
+            start = zero if reset_state is None else checked_state("reset_state", reset_state, zero)
+            state_tm1 = jax.tree.map(functools.partial(jnp.where, resets[..., None]), start, state_tm1)
+        return params, state_tm1, x_t
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3, 4, 5, 6))
@@ -254,7 +277,13 @@ def _draw(
 
 
 def checked_state(name: str, state: State, like: State) -> State:
-    """A state, or its parts, of the type and shape of `like`, cast to its dtype."""
+    """A state, or its parts, of the type of `like`, broadcast to its shape and cast to its dtype."""
+    state = broadcast_state(name, state, like)
+    return jax.tree.map(lambda part, like_part: part.astype(like_part.dtype), state, like)
+
+
+def broadcast_state(name: str, state: State, like: State) -> State:
+    """A state, or its parts, of the type of `like`, broadcast to its shape by NumPy's rules; each in its own dtype."""
     if not isinstance(like, tuple):
         return _part(name, state, like)
     if not isinstance(state, type(like)):
@@ -265,6 +294,18 @@ def checked_state(name: str, state: State, like: State) -> State:
 
 def _part(name: str, value: Any, like: jax.Array) -> jax.Array:
     value = checks.array(name, value)
-    checks.shape(name, value, "(*batch, features)", like.shape)
+    checks.broadcasts(name, value, "(*batch, features)", like.shape)
     checks.floating(name, value)
-    return value.astype(like.dtype)
+    return jnp.broadcast_to(value, like.shape)
+
+
+def as_given(state: State, given: State) -> State:
+    """A state, part by part in the dtype and weak type of `given`; where that is of integers, it stays as it is."""
+    return jax.tree.map(_typed_as, state, given)
+
+
+def _typed_as(part: jax.Array, given: Any) -> jax.Array:
+    given = jax.typeof(jnp.asarray(given))
+    if (part.dtype, part.weak_type) == (given.dtype, given.weak_type) or not jnp.issubdtype(given.dtype, jnp.floating):
+        return part
+    return convert_element_type_p.bind(part, new_dtype=given.dtype, weak_type=given.weak_type, sharding=None)

@@ -41,13 +41,22 @@ class Elman(Packed[Params]):
     def __post_init__(self) -> None:
         checks.function("candidate", self.candidate)
 
-    def step(self, params: Params, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
+    def step(
+        self,
+        params: Params,
+        state_tm1: jax.Array,
+        x_t: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
+    ) -> jax.Array:
         """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
 
-        In float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
+        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
+        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
         fit.
         """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t)
+        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
         return _candidate(self, params, h_tm1, x_t)
 
 
@@ -134,13 +143,22 @@ class Leaky(Packed[LeakyParams]):
             leak = (inits.update_bias or inits.bias)(key_leak, (features,), dtype)
         return LeakyParams(kernel, recurrent_kernel, bias, leak)
 
-    def step(self, params: LeakyParams, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
+    def step(
+        self,
+        params: LeakyParams,
+        state_tm1: jax.Array,
+        x_t: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
+    ) -> jax.Array:
         """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
 
-        In float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
+        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
+        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
         fit.
         """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t)
+        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
         if params.leak is None:
             keep = 1 - 1 / jnp.asarray(self.time_constant, h_tm1.dtype)
         else:

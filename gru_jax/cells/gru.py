@@ -67,14 +67,19 @@ class GRU(Packed[Params]):
         h_tm1: jax.Array,
         x_t: jax.Array,
         *,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
         recurrent_dropout_mask: jax.Array | None = None,
     ) -> jax.Array:
         """One step: the state h_t that follows h_tm1 on input x_t.
 
         Args:
           params: `Params`.
-          h_tm1: (*batch, features), the state before.
+          h_tm1: (*batch, features), or what broadcasts to it, the state before.
           x_t: (*batch, in_features).
+          resets: (*batch,), bool, or a number that is not 0 for True; where True an episode begins, and reset_state
+            takes the place of h_tm1.
+          reset_state: (*batch, features), or what broadcasts to it; zero if None.
           recurrent_dropout_mask: (*batch, features); multiplies the state where it enters a recurrent product, and
             there only: the state itself is not dropped (Gal & Ghahramani, NeurIPS 2016).
 
@@ -84,14 +89,11 @@ class GRU(Packed[Params]):
         Raises:
           TypeError, ValueError: if a shape or dtype does not fit.
         """
-        h_tm1, x_t = checks.array("h_tm1", h_tm1), checks.array("x_t", x_t)
-        params, x_t, state_dtype = self.prepare(params, x_t, "x_t", "(*batch, in_features)")
-        checks.shape("h_tm1", h_tm1, "(*batch, features)", (*x_t.shape[:-1], params.features))
-        mask = recurrent_dropout_mask
+        params, h_tm1, x_t = self.ready(params, h_tm1, x_t, resets, reset_state, name="h_tm1")
+        state_dtype, mask = h_tm1.dtype, recurrent_dropout_mask
         if mask is not None:
             checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", h_tm1.shape)
             mask = mask.astype(state_dtype)
-        h_tm1 = h_tm1.astype(state_dtype)
         h_in = h_tm1 if mask is None else h_tm1 * mask
         kernel, width = params.recurrent_kernel, 2 * params.features
         x_r, x_z, x_n = project(params.kernel, params.bias, x_t, state_dtype)

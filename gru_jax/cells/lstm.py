@@ -83,13 +83,23 @@ class LSTM(Packed[Params]):
         """h, what a state shows to the outside: (*batch, features)."""
         return state.h
 
-    def step(self, params: Params, state_tm1: LSTMState, x_t: jax.Array) -> LSTMState:
+    def step(
+        self,
+        params: Params,
+        state_tm1: LSTMState,
+        x_t: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: LSTMState | None = None,
+    ) -> LSTMState:
         """One step: the state that follows state_tm1 on input x_t.
 
         Args:
           params: `Params`.
           state_tm1: `LSTMState`, (*batch, features) each.
           x_t: (*batch, in_features).
+          resets: (*batch,); where True an episode begins, and reset_state takes the place of state_tm1.
+          reset_state: `LSTMState`, zero if None.
 
         Returns:
           The `LSTMState`, in float32 where the computation is in bfloat16 or float16.
@@ -97,7 +107,7 @@ class LSTM(Packed[Params]):
         Raises:
           TypeError, ValueError: if a shape or dtype does not fit.
         """
-        params, (h_tm1, c_tm1), x_t = self.ready(params, state_tm1, x_t)
+        params, (h_tm1, c_tm1), x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
         x_gates = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=4)
         h_gates = split(product(h_tm1, params.recurrent_kernel), 4)
         i, f, g, o = (x_g + h_g for x_g, h_g in zip(x_gates, h_gates, strict=True))

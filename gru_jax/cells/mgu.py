@@ -39,13 +39,22 @@ class MGU(Packed[Params]):
     order: ClassVar[str] = "zn"
     keeps: ClassVar[str] = "z"
 
-    def step(self, params: Params, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
+    def step(
+        self,
+        params: Params,
+        state_tm1: jax.Array,
+        x_t: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
+    ) -> jax.Array:
         """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
 
-        In float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
+        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
+        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
         fit.
         """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t)
+        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
         x_z, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=2)
         kernel_z, kernel_n = split(params.recurrent_kernel, 2)
         z = gates.update_gate(x_z, product(h_tm1, kernel_z))

@@ -71,13 +71,22 @@ class MinGRU(Packed[MinGRUParams]):
         kernel = initializers.per_gate(inits.kernel, key, in_features, features, dtype, 2)
         return MinGRUParams(kernel, self.draw_bias(jnp.stack(keys), features, inits, dtype) if use_bias else None)
 
-    def step(self, params: MinGRUParams, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
+    def step(
+        self,
+        params: MinGRUParams,
+        state_tm1: jax.Array,
+        x_t: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
+    ) -> jax.Array:
         """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
 
-        In float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
+        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
+        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
         fit.
         """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t)
+        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
         x_z, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=2)
         n = jnp.where(x_n >= 0, x_n + 0.5, jax.nn.sigmoid(x_n))
         return gates.interpolate(jax.nn.sigmoid(x_z), h_tm1, n)
@@ -89,6 +98,7 @@ class MinGRU(Packed[MinGRUParams]):
         h_0: jax.Array,
         mask: jax.Array | None,
         resets: jax.Array | None,
+        reset_state: jax.Array | None,
         reverse: bool,
     ) -> jax.Array:
         """All states at once, (T, *batch, features).
@@ -98,6 +108,7 @@ class MinGRU(Packed[MinGRUParams]):
           xs: (T, *batch, in_features), T at least 1.
           h_0: (*batch, features).
           mask, resets: (T, *batch, 1) bool, or None; as of `gru_jax.unroll`.
+          reset_state: (*batch, features), or None for zero.
           reverse: run time backwards.
         """
         x_z, x_n = project(params.kernel, params.bias, xs, h_0.dtype, parts=2)
@@ -105,14 +116,18 @@ class MinGRU(Packed[MinGRUParams]):
         log_a, log_b = jax.nn.log_sigmoid(x_z), jax.nn.log_sigmoid(-x_z) + log_n
         if mask is not None:
             log_a, log_b = jnp.where(mask, log_a, 0), jnp.where(mask, log_b, LOG_ZERO)
-        _, log_a, log_b = jax.lax.associative_scan(_compose, (resets, log_a, log_b), reverse=reverse)
-        return jnp.exp(log_a) * h_0 + jnp.exp(log_b)
+        reset, log_a, log_b = jax.lax.associative_scan(_compose, (resets, log_a, log_b), reverse=reverse)
+        start = h_0[None]
+        if reset is not None:
+            start = jnp.where(reset, 0 if reset_state is None else reset_state[None], start)
+        return jnp.exp(log_a) * start + jnp.exp(log_b)
 
 
 def _compose(first: Any, second: Any) -> Any:
-    """h ↦ a h + b after another, as (reset, ln a, ln b): a reset before the second makes h_0 its h."""
+    """h ↦ a h + b after another, as (reset, ln a, ln b): where the second resets, its h is reset_state."""
     (reset_1, log_a1, log_b1), (reset_2, log_a2, log_b2) = first, second
-    log_a, log_b = log_a1 + log_a2, jnp.logaddexp(log_b2, log_a2 + log_b1)
-    if reset_2 is None:
-        return None, log_a, log_b
-    return reset_1 | reset_2, jnp.where(reset_2, log_a2, log_a), jnp.where(reset_2, log_b2, log_b)
+    if reset_2 is not None:
+        # Before the sum of exponentials, whose derivative at a NaN would be one where nothing depends on it.
+        log_a1, log_b1 = jnp.where(reset_2, 0, log_a1), jnp.where(reset_2, LOG_ZERO, log_b1)
+        reset_1 = reset_1 | reset_2
+    return reset_1, log_a1 + log_a2, jnp.logaddexp(log_b2, log_a2 + log_b1)

@@ -53,13 +53,22 @@ class RefineGRU(Packed[Params]):
         b_r, b_z, _, b_n = split(bias, 4)
         return jnp.concatenate([b_r, b_z, -b_z, b_n])
 
-    def step(self, params: Params, state_tm1: jax.Array, x_t: jax.Array) -> jax.Array:
+    def step(
+        self,
+        params: Params,
+        state_tm1: jax.Array,
+        x_t: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
+    ) -> jax.Array:
         """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
 
-        In float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
+        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
+        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
         fit.
         """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t)
+        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
         x_r, x_z, x_s, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=4)
         h_r, h_z, h_s, h_n = split(product(h_tm1, params.recurrent_kernel), 4)
         if params.recurrent_bias is not None:

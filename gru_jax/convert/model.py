@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gru_jax import checks
 from gru_jax.cells import GRU, Params
-from gru_jax.layers import Carry, Stack
+from gru_jax.layers import Carry, Outputs, Stack
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +58,7 @@ class Model:
         """Whether any cell has a bias."""
         return any(params.bias is not None or params.recurrent_bias is not None for params in self.params)
 
-    def __call__(self, inputs: jax.Array, **given: Any) -> tuple[Carry, jax.Array]:
+    def __call__(self, inputs: jax.Array, **given: Any) -> tuple[Carry, Outputs]:
         """(carry, outputs) of whole sequences; arguments as those of `Stack.run`."""
         return self.stack.run(self.params, inputs, **given)
 

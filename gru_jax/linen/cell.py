@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gru_jax import arguments, cells, checks, initializers, layers
+from gru_jax import arguments, carries, cells, checks, initializers, layers
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.linen.parameters import Gate, check_parts
@@ -98,23 +98,35 @@ class GRUCell(nn.RNNCellBase):
             biases["hn"],
         )
 
-    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self,
+        carry: jax.Array,
+        inputs: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """One step.
 
         Args:
           carry: the state before, (*batch, features).
           inputs: (*batch, in_features).
+          resets: (*batch,), bool or numbers, of which those that are not 0 are True; where True an episode begins, and
+            reset_state takes the place of carry.
+          reset_state: (*batch, features), or what broadcasts to it; zero if None.
 
         Returns:
           (new_carry, output), both the new state (*batch, features); output has the dtype of the computation, new_carry
-          also that of carry where it is wider.
+          that of carry.
 
         Raises:
-          TypeError, ValueError: if a shape or dtype does not fit.
+          TypeError, ValueError: if a shape or dtype does not fit, or reset_state is missing beside a carry_init other
+            than zeros.
         """
+        carries.check_reset_state(resets, reset_state, self.carry_init)
         carry, inputs = arguments.step(carry, inputs, None, self.features)
         params, x = layers.cast(self.gru_params(inputs.shape[-1]), inputs, self.dtype)
-        return layers.step(self.equations, params, carry, x)
+        return layers.step(self.equations, params, carry, x, resets=resets, reset_state=reset_state)
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array | None, input_shape: Sequence[int]) -> jax.Array:

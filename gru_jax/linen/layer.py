@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gru_jax import arguments, cells, initializers, layers
+from gru_jax import arguments, carries, cells, checks, initializers, layers
 from gru_jax.convert.frameworks import from_linen, to_linen
 from gru_jax.convert.model import Model, check_model, layer_arguments
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
-from gru_jax.layers import Carry
+from gru_jax.layers import Carry, Outputs
 from gru_jax.linen.cell import GRUCell
 from gru_jax.linen.parameters import Scope, check_parts
 
@@ -45,9 +46,13 @@ class GRU(nn.Module):
       method: how to run over time, see `gru_jax.unroll`.
       deterministic: nothing is dropped if True.
       reverse: whether each layer runs backwards only; its outputs stay beside its inputs.
+      carry_init: initializer of the carry of a call that is given none.
 
     Raises:
       TypeError, ValueError: on construction, if an attribute is not of its kind.
+
+    Warns:
+      UserWarning: on construction, if dropout is given and there is one layer, so that nothing is dropped.
 
     >>> layer = GRU(features=4, num_layers=2, bidirectional=True, dropout=0.1)
     >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 10, 3)))
@@ -79,10 +84,14 @@ class GRU(nn.Module):
     method: str = "auto"
     deterministic: bool = False
     reverse: bool = False
+    carry_init: Initializer = initializers.zeros
 
     def __post_init__(self) -> None:
         check_parts(self)
+        checks.function("carry_init", self.carry_init)
         self._stack()
+        if not isinstance(self.parent, flax.core.Scope):  # Flax makes a copy, bound to a scope, for every call
+            layers.warn_of_unused_dropout(self.dropout, self.num_layers, stacklevel=4)
         super().__post_init__()
 
     @nn.nowrap
@@ -108,31 +117,49 @@ class GRU(nn.Module):
         seq_lengths: jax.Array | None = None,
         mask: jax.Array | None = None,
         resets: jax.Array | None = None,
+        reset_state: Carry | None = None,
         return_carry: bool | None = None,
         deterministic: bool | None = None,
-    ) -> jax.Array | tuple[Carry, jax.Array]:
+        init_key: jax.Array | None = None,
+        return_layers: bool = False,
+    ) -> Outputs | tuple[Carry, Outputs]:
         """Runs over whole sequences.
 
         Args:
           inputs: (*batch, time, in_features), or (time, *batch, in_features) if time_major.
-          initial_carry: zero if None; (*batch, features) with one layer and direction, else a tuple of such: layer 0
-            forward, layer 0 backward, layer 1 forward, and so on.
+          initial_carry: where the call begins, drawn from carry_init if None. With one layer and direction a state,
+            (*batch, features) or what broadcasts to it; else a tuple or a list of such, layer 0 forward, layer 0
+            backward, layer 1 forward, and so on, or all of them stacked, (layers·directions, *batch, features). What
+            has one axis more than a state is stacked.
           seq_lengths: (*batch,) integers in [0, time]; steps at and after a sequence's length are masked.
-          mask: bool, (*batch, time) or (time, *batch); where False the step is masked: states are held, outputs are 0.
-          resets: bool, (*batch, time) or (time, *batch); where True a new episode starts at this step, from the initial
-            carry. No direction carries its state from one episode into another.
+          mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0, NaN too, are True;
+            where False the step is masked: states are held, outputs are 0.
+          resets: as mask; where True an episode begins at this step, with reset_state. No direction carries its state
+            from one episode into another.
+          reset_state: the state with which an episode begins, in one of the forms of initial_carry, or a single state
+            for all layers and directions; zero if None, and to be given where carry_init is not zeros. In a backward
+            direction it is the state that follows an episode's last step; that which follows the last step of the call
+            stays initial_carry. Without resets it does nothing.
           return_carry: takes the place of the attribute.
           deterministic: takes the place of the attribute.
+          init_key: PRNG key for carry_init; as in `nn.RNN`, `jax.random.key(0)` if None. Zeros do not use it.
+          return_layers: whether outputs are those of every layer.
 
         Returns:
-          outputs (*batch, time, directions·features), or with time first if time_major; or (carry, outputs) if
-          return_carry, with the last state of each layer and direction in the form of initial_carry.
+          outputs (*batch, time, directions·features), or with time first if time_major; with return_layers a tuple of
+          such, one for each layer, before dropout. Or (carry, outputs) if return_carry, with the last state of each
+          layer and direction in the form, dtype and weak type of initial_carry, in float32 where the computation is
+          narrower and initial_carry is None. (A bfloat16 carry is rounded between calls, see `gru_jax.unroll`.)
 
         Raises:
           TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
         """
+        carries.check_reset_state(resets, reset_state, self.carry_init)
         stack = self._stack()
         inputs = arguments.inputs(inputs, None, self.time_major)
+        if initial_carry is None and not initializers.is_zeros(self.carry_init):
+            key = jax.random.key(0) if init_key is None else init_key
+            initial_carry = self.initialize_carry(key, arguments.step_shape(inputs, self.time_major))
         is_random = stack.is_random and not (self.deterministic if deterministic is None else deterministic)
         carry, outputs = stack.run(
             self._params(stack.widths(inputs.shape[-1])),
@@ -141,24 +168,34 @@ class GRU(nn.Module):
             seq_lengths=seq_lengths,
             mask=mask,
             resets=resets,
+            reset_state=reset_state,
             key=self.make_rng("dropout") if is_random else None,
+            return_layers=return_layers,
         )
         return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
 
     @classmethod
-    def from_model(cls, model: Model, *, return_carry: bool = False, **changes: Any) -> tuple[Self, dict[str, Any]]:
+    def from_model(
+        cls,
+        model: Model,
+        *,
+        return_carry: bool = False,
+        carry_init: Initializer = initializers.zeros,
+        **changes: Any,
+    ) -> tuple[Self, dict[str, Any]]:
         """Layer and variables of a trained model: `GRU.from_model(gru_jax.convert.from_torch(state_dict))`.
 
         Args:
           model: as `gru_jax.convert` makes them.
           return_carry: what a call returns by default.
+          carry_init: initializer of the carry.
           **changes: options that weights do not say, in place of the model's, as time_major, dropout and dtype.
 
         Raises:
           TypeError, ValueError: if the parameters of the model do not fit, or there is no such option.
         """
         model, arguments = layer_arguments(model, changes)
-        return cls(return_carry=return_carry, **arguments), to_linen(model)
+        return cls(return_carry=return_carry, carry_init=carry_init, **arguments), to_linen(model)
 
     @nn.nowrap
     def model(self, variables: Mapping[str, Any]) -> Model:
@@ -173,25 +210,37 @@ class GRU(nn.Module):
         stack = self._stack()
         return check_model(Model(from_linen(variables, cell=stack.cell).params, stack))
 
-    def step(self, carry: Carry, x_t: jax.Array) -> tuple[Carry, jax.Array]:
+    def step(
+        self,
+        carry: Carry,
+        x_t: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: Carry | None = None,
+    ) -> tuple[Carry, jax.Array]:
         """One step of every layer, for serving: `layer.apply(variables, carry, x_t, method="step")`.
 
         A call on a sequence is this, step by step. Nothing is dropped.
 
         Args:
-          carry: the state before, from `initialize_carry` at first: (*batch, features) with one layer, else a tuple of
-            such.
+          carry: the state before, from `initialize_carry` at first, in one of the forms of initial_carry.
           x_t: (*batch, in_features).
+          resets: (*batch,), bool or numbers, of which those that are not 0 are True; where True an episode begins, and
+            reset_state takes the place of carry.
+          reset_state: in one of the forms of carry, or a single state for all layers; zero if None.
 
         Returns:
-          (carry, output): the new state in the form of the old one, and (*batch, features).
+          (carry, output): the new state in the form, dtype and weak type of the old one, and (*batch, features).
 
         Raises:
-          TypeError, ValueError: if a shape or dtype does not fit, or the layers run backwards too.
+          TypeError, ValueError: if a shape or dtype does not fit, the layers run backwards too, or reset_state is
+            missing beside a carry_init other than zeros.
         """
+        carries.check_reset_state(resets, reset_state, self.carry_init)
         stack = self._stack()
         x_t = arguments.step_input("x_t", x_t, None)
-        return stack.step(self._params(stack.widths(x_t.shape[-1])), carry, x_t)
+        params = self._params(stack.widths(x_t.shape[-1]))
+        return stack.step(params, carry, x_t, resets=resets, reset_state=reset_state)
 
     @nn.compact
     def _params(self, widths: Sequence[int]) -> list[cells.Params]:
@@ -227,16 +276,17 @@ class GRU(nn.Module):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array | None, input_shape: Sequence[int]) -> Carry:
-        """The zero state of every layer and direction.
+        """The state of every layer and direction before the first step.
 
         Args:
-          rng: not used.
+          rng: PRNG key for carry_init; None will do for zeros.
           input_shape: shape of the input of one step, (*batch, in_features), as for Flax's cells.
 
         Returns:
-          (*batch, features), or a tuple of such, in the form of initial_carry.
+          (*batch, features), or a tuple of such; in float32 where the computation is narrower.
 
         Raises:
           TypeError, ValueError: if input_shape does not fit.
         """
-        return self._stack().zero_carry(arguments.input_shape(input_shape, None), self.param_dtype)
+        shape = arguments.input_shape(input_shape, None)
+        return self._stack().initial_carry(shape, self.param_dtype, self.carry_init, rng)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from gru_jax import arguments, cells, checks, initializers, layers
+from gru_jax import arguments, carries, cells, checks, initializers, layers
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.nnx import variables
@@ -142,20 +142,32 @@ class GRUCell(nnx.RNNCellBase):
             None if self.recurrent_bias is None else self.recurrent_bias[...],
         )
 
-    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self,
+        carry: jax.Array,
+        inputs: jax.Array,
+        *,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """One step.
 
         Args:
           carry: the state before, (*batch, hidden_features).
           inputs: (*batch, in_features).
+          resets: (*batch,), bool or numbers, of which those that are not 0 are True; where True an episode begins, and
+            reset_state takes the place of carry.
+          reset_state: (*batch, hidden_features), or what broadcasts to it; zero if None.
 
         Returns:
           (new_carry, output), both the new state (*batch, hidden_features); output has the dtype of the computation,
-          new_carry also that of carry where it is wider.
+          new_carry that of carry.
 
         Raises:
-          TypeError, ValueError: if a shape or dtype does not fit.
+          TypeError, ValueError: if a shape or dtype does not fit, or reset_state is missing beside a carry_init other
+            than zeros.
         """
+        carries.check_reset_state(resets, reset_state, self.carry_init)
         carry, inputs = arguments.step(carry, inputs, self.in_features, self.hidden_features)
         kernel, recurrent_kernel, bias, recurrent_bias = self.params
         # Three at a time, for that is what a user's own promote_dtype expects of an nnx.Linear. The carry is left out:
@@ -164,7 +176,8 @@ class GRUCell(nnx.RNNCellBase):
         x, recurrent_kernel, recurrent_bias = self.promote_dtype(
             (x, recurrent_kernel, recurrent_bias), dtype=self.dtype
         )
-        return layers.step(self.equations, cells.Params(kernel, recurrent_kernel, bias, recurrent_bias), carry, x)
+        params = cells.Params(kernel, recurrent_kernel, bias, recurrent_bias)
+        return layers.step(self.equations, params, carry, x, resets=resets, reset_state=reset_state)
 
     def initialize_carry(
         self,
@@ -188,12 +201,7 @@ class GRUCell(nnx.RNNCellBase):
         batch = arguments.input_shape(input_shape, self.in_features)[:-1]
         shape, dtype = (*batch, self.hidden_features), layers.carry_dtype(self.dtype, self.param_dtype)
         init = self.carry_init if carry_init is None else carry_init
-        if init is None or init is initializers.zeros:
-            return jnp.zeros(shape, dtype)
-        rngs = self.rngs if rngs is None else rngs
-        if rngs is None:
-            raise ValueError("rngs must be given where carry_init is not zeros, got None")
-        return init(variables.draw_key(rngs, "carry"), shape, dtype)
+        return carries.initial(init, variables.carry_key(init, self.rngs if rngs is None else rngs), shape, dtype)
 
     @property
     def num_feature_axes(self) -> int:

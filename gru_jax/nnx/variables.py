@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gru_jax import initializers
 from gru_jax.initializers import Initializer
 
 Streams = nnx.Rngs | nnx.RngStream | jax.Array
@@ -33,6 +34,15 @@ def draw_key(rngs: Any, stream: str) -> jax.Array:
     if isinstance(rngs, jax.Array):
         return rngs
     raise TypeError(f"rngs must be a flax.nnx.Rngs, an RngStream or a PRNG key, got {type(rngs).__name__}")
+
+
+def carry_key(carry_init: Initializer | None, rngs: Any) -> jax.Array | None:
+    """A key for a carry_init, which a zero carry does not need."""
+    if initializers.is_zeros(carry_init):
+        return None
+    if rngs is None:
+        raise ValueError("rngs must be given where carry_init is not zeros, got None")
+    return draw_key(rngs, "carry")
 
 
 def variable(value: jax.Array | None, box: Any, metadata: Mapping[str, Any]) -> Any:
