@@ -275,6 +275,7 @@ class Stack:
             ("(time, *batch)", (steps, *batch)) if self.time_major else ("(*batch, time)", (*batch, steps))
         )
         checks.shape(name, value, symbols, expected)
+        checks.time_is_whole(name, value, 0 if self.time_major else -1)
         return self._time_first(value, -1)
 
 
