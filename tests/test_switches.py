@@ -60,6 +60,8 @@ def flags():
 def unrolled(cell, method, **options):
     given = flags()
     arrays = {"lengths": given["seq_lengths"], "mask": given["mask"].T, "resets": given["resets"].T}
+    if method == "native":
+        del arrays["resets"]
 
     def run(params, xs):
         return gru_jax.unroll(cell, params, xs, method=method, **arrays, **options)
