@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gru_jax import arguments, carries, checks
+from gru_jax import arguments, carries, checks, initializers
 from gru_jax.carries import Carry
 from gru_jax.cells import GRU, Params, State, as_given
 from gru_jax.initializers import Initializer
@@ -325,7 +325,7 @@ def warn_of_unused_dropout(dropout: float, num_layers: int, stacklevel: int) -> 
 
 def carry_dtype(dtype: Any, param_dtype: Any) -> Any:
     """The dtype of a fresh state: that of the computation, and float32 where it is narrower."""
-    return jnp.promote_types(param_dtype if dtype is None else dtype, jnp.float32)
+    return initializers.single_or_wider(param_dtype if dtype is None else dtype)
 
 
 def dropout_mask(key: jax.Array, rate: float, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
