@@ -334,7 +334,8 @@ def dropout_mask(key: jax.Array, rate: float, shape: Sequence[int], dtype: Any =
     >>> sorted(set(dropout_mask(jax.random.key(0), 0.5, (20,)).tolist()))
     [0.0, 2.0]
     """
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), 1 / (1 - rate), 0).astype(dtype)
+    # Drawn in float32, so that jax_enable_x64 does not change the mask.
+    return jnp.where(jax.random.bernoulli(key, jnp.float32(1 - rate), shape), 1 / (1 - rate), 0).astype(dtype)
 
 
 def backward_resets(resets: jax.Array | None) -> jax.Array | None:
