@@ -68,6 +68,13 @@ def broadcasts(name: str, value: jax.Array, symbols: str, to: tuple[Any, ...]) -
         raise ValueError(f"{name} must broadcast to {symbols} = {tuple(to)}, got shape {value.shape}")
 
 
+def time_is_whole(name: str, value: jax.Array, axis: int) -> None:
+    """Refuses an array whose time axis is sharded over an explicit mesh: one step follows the other."""
+    spec = jax.typeof(value).sharding.spec
+    if -len(spec) <= axis < len(spec) and spec[axis] is not None:
+        raise ValueError(f"{name} must not be sharded over time, its axis {axis % value.ndim}, got {spec}")
+
+
 def floating(name: str, value: jax.Array) -> None:
     """Refuses complex and non-numeric arrays; integers are let through, as they promote to floating point."""
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):

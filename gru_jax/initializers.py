@@ -57,7 +57,7 @@ def orthogonal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -
     >>> orthogonal(jax.random.key(0), (3, 3), jnp.bfloat16).dtype
     dtype(bfloat16)
     """
-    return jax.nn.initializers.orthogonal()(key, shape, jnp.promote_types(dtype, jnp.float32)).astype(dtype)
+    return jax.nn.initializers.orthogonal()(key, shape, single_or_wider(dtype)).astype(dtype)
 
 
 def chrono(max_time: int) -> Initializer:
@@ -120,7 +120,7 @@ def uniform_gate(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32)
     True
     """
     least = 1 / max(shape[-1], 2)
-    u = jax.random.uniform(key, shape, jnp.promote_types(dtype, jnp.float32), minval=least, maxval=1 - least)
+    u = jax.random.uniform(key, shape, single_or_wider(dtype), minval=least, maxval=1 - least)
     return jax.scipy.special.logit(u).astype(dtype)
 
 
@@ -131,3 +131,11 @@ def per_gate(init: Initializer, key: jax.Array, rows: int, features: int, dtype:
     """
     blocks = jax.vmap(lambda k: init(k, (rows, features), dtype))(jax.random.split(key, gates))
     return blocks.transpose(1, 0, 2).reshape(rows, gates * features)
+
+
+def single_or_wider(dtype: Any) -> Any:
+    """float32 for a narrower floating-point dtype, any other as it is: of what must not be computed or kept in less.
+
+    `jnp.promote_types` says the same, but not under ``jax_numpy_dtype_promotion="strict"``.
+    """
+    return jnp.dtype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gru_jax import arguments, carries, checks
+from gru_jax import arguments, carries, checks, initializers
 from gru_jax.carries import Carry
 from gru_jax.cells import GRU, Params, State, as_given
 from gru_jax.initializers import Initializer
@@ -275,6 +275,7 @@ class Stack:
             ("(time, *batch)", (steps, *batch)) if self.time_major else ("(*batch, time)", (*batch, steps))
         )
         checks.shape(name, value, symbols, expected)
+        checks.time_is_whole(name, value, 0 if self.time_major else -1)
         return self._time_first(value, -1)
 
 
@@ -324,7 +325,7 @@ def warn_of_unused_dropout(dropout: float, num_layers: int, stacklevel: int) -> 
 
 def carry_dtype(dtype: Any, param_dtype: Any) -> Any:
     """The dtype of a fresh state: that of the computation, and float32 where it is narrower."""
-    return jnp.promote_types(param_dtype if dtype is None else dtype, jnp.float32)
+    return initializers.single_or_wider(param_dtype if dtype is None else dtype)
 
 
 def dropout_mask(key: jax.Array, rate: float, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -333,7 +334,8 @@ def dropout_mask(key: jax.Array, rate: float, shape: Sequence[int], dtype: Any =
     >>> sorted(set(dropout_mask(jax.random.key(0), 0.5, (20,)).tolist()))
     [0.0, 2.0]
     """
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), 1 / (1 - rate), 0).astype(dtype)
+    # Drawn in float32, so that jax_enable_x64 does not change the mask.
+    return jnp.where(jax.random.bernoulli(key, jnp.float32(1 - rate), shape), 1 / (1 - rate), 0).astype(dtype)
 
 
 def backward_resets(resets: jax.Array | None) -> jax.Array | None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import gates
-from gru_jax.cells import GRU, Projected, product, project, split
+from gru_jax.cells import GRU, Projected, lifted, product, project, split
 
 
 class Preactivations(NamedTuple):
@@ -71,7 +71,7 @@ def preactivations(
     h_in = _dropped(h_tm1, drop)
     if cell.reset_after:
         h_r, h_z, h_n = split(product(h_in, kernel, lead))
-        q = h_n + bias
+        q = h_n + lifted(bias, h_n.ndim)
         return Preactivations(x_r + h_r, x_z + h_z, x_n + gates.reset_gate(x_r, h_r, cell.gate) * q, q)
     h_r, h_z = split(product(h_in, _rz(kernel), lead), 2)
     rh_n = product(gates.reset_gate(x_r, h_r, cell.gate) * h_in, _n(kernel), lead)
@@ -123,7 +123,7 @@ def source(
             d_n = d_n + product(at.r * h_in, _n(d_kernel), lead)
         d_r, d_z = d_r + h_r, d_z + h_z
     if reset_after:
-        d_n = d_n if d_bias is None else d_n + at.r * d_bias
+        d_n = d_n if d_bias is None else d_n + at.r * lifted(d_bias, at.r.ndim)
         return at.c_r * d_r + at.c_z * d_z + at.a_n * d_n
     return at.c_z * d_z + at.a_n * (d_n + product(at.c_r * d_r, _n(kernel), lead))
 
@@ -159,7 +159,7 @@ def _with_slope(function: gates.Activation, preactivation: jax.Array) -> tuple[j
 
 
 def _dropped(h: jax.Array, drop: jax.Array | None) -> jax.Array:
-    return h if drop is None else h * drop
+    return h if drop is None else h * lifted(drop, h.ndim)
 
 
 def _rz(kernel: jax.Array) -> jax.Array:

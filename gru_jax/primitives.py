@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src import checkify  # there is no public way to give a primitive its error rule
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -277,6 +278,17 @@ def _linear_transpose(ct: Any, *args: Any, names: tuple[str, ...], transposed: b
 # --- Registration -----------------------------------------------------------------------------------------------------
 
 
+class _Recurrence(Primitive):
+    def __repr__(self) -> str:
+        # What a tool says that has no rule for a primitive.
+        return f'{self.name} (of gru_jax, where method="scan" is for tools that know JAX\'s own primitives alone)'
+
+
+def _evaluate(primitive: Primitive, define: Callable[..., Any], *args: Any, **params: Any) -> Any:
+    """Within `jax.jit` the primitive itself; its definition where JAX does without: by `disable_jit`, or after a NaN."""
+    return (primitive.bind if isinstance(args[0], jax.core.Tracer) else define)(*args, **params)
+
+
 def _primitive(
     name: str,
     define: Callable[..., Any],
@@ -285,11 +297,12 @@ def _primitive(
     several: bool = False,
     on_cpu: Callable[..., Any] | None = None,
 ) -> Primitive:
-    primitive = Primitive(name)
+    primitive = _Recurrence(name)
     primitive.multiple_results = several
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("names", *static)))
+    primitive.def_impl(jax.jit(functools.partial(_evaluate, primitive, define), static_argnames=("names", *static)))
     primitive.def_abstract_eval(avals)
     batching.primitive_batchers[primitive] = functools.partial(shapes.batch, primitive)
+    checkify.error_checks[primitive] = functools.partial(checkify.nan_error_check, primitive)
     portable = mlir.lower_fun(define, multiple_results=several)
     mlir.register_lowering(primitive, portable)
     loops = mlir.lower_fun(on_cpu or define, multiple_results=several)

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from gru_jax.cells import GRU, Projected, product, project, split
 from gru_jax.linearisation import (
@@ -77,6 +78,10 @@ class Operands(NamedTuple):
         shapes += [w.shape[: self.groups] + batch for w in self.weights() if w is not None]
         return jnp.broadcast_shapes(*shapes)
 
+    def avals(self) -> dict[str, Any]:
+        """The types of those that are given, by name."""
+        return {name: jax.typeof(x) for name, x in self._asdict().items() if x is not None}
+
     def weights(self) -> tuple[Any, ...]:
         """W, U, b, c_n."""
         return self.kernel, self.recurrent_kernel, self.bias, self.recurrent_bias
@@ -118,7 +123,7 @@ def states(
     Returns:
       The states, (T, *group, *batch, H), and the preactivations or None.
     """
-    h_0 = jnp.broadcast_to(o.h_0, (*o.lead(), o.h_0.shape[-1]))
+    h_0 = spread(o.h_0, *lead_axes(o.avals()))
     bias, start = o.candidate_bias(), 0 if o.reset_state is None else o.reset_state
 
     def step(h_tm1, inputs):
@@ -209,7 +214,7 @@ def push(
       kept: the preactivations, if they were kept; otherwise they are formed again.
     """
     after = cell.reset_after
-    h_tm1 = shifted(hs, jnp.broadcast_to(o.h_0, hs.shape[1:]), reverse)
+    h_tm1 = shifted(hs, spread(o.h_0, *lead_axes({"hs": jax.typeof(hs)})), reverse)
     if o.resets is not None:
         h_tm1 = jnp.where(o.resets, 0 if o.reset_state is None else o.reset_state[None], h_tm1)
     h_tm1 = select(o.mask, h_tm1, 0)  # a state that is held enters no product
@@ -237,28 +242,57 @@ def pull(
     kept: Preactivations | None = None,
 ) -> tuple[jax.Array, ...]:
     """The cotangents of the operands named in `wrt`, with the full group and batch axes, from that of the states."""
-    lead, groups = jnp.broadcast_shapes(o.lead(), hs.shape[1:-1], ct.shape[1:-1]), o.groups
+    lead, spec = lead_axes({**o.avals(), "hs": jax.typeof(hs), "ct": jax.typeof(ct)})
 
     def pushed(*tangents):
         d = Operands(*[None] * len(Operands._fields))._replace(**dict(zip(wrt, tangents, strict=True)))
-        return jnp.broadcast_to(push(o, hs, d, cell, reverse, solve, kept), (hs.shape[0], *lead, hs.shape[-1]))
+        return spread(push(o, hs, d, cell, reverse, solve, kept), lead, spec, first=1)
 
-    primals = [getattr(o, name) for name in wrt]
-    shapes = [full_shape(name, primal, lead, groups) for name, primal in zip(wrt, primals, strict=True)]
     # Of the primals' types, which inside shard_map say over which devices they vary.
-    like = [jnp.broadcast_to(jnp.zeros_like(p), shape) for p, shape in zip(primals, shapes, strict=True)]
-    return jax.linear_transpose(pushed, *like)(jnp.broadcast_to(ct, (hs.shape[0], *lead, hs.shape[-1])))
+    zeros = [jnp.zeros_like(getattr(o, name)) for name in wrt]
+    groups = o.groups
+    like = [
+        spread(x, lead[:groups], spec[:groups])
+        if name in WEIGHTS
+        else spread(x, lead, spec, first=int(name not in TIMELESS))
+        for name, x in zip(wrt, zeros, strict=True)
+    ]
+    return jax.linear_transpose(pushed, *like)(spread(ct, lead, spec, first=1))
 
 
 TIMELESS = ("h_0", "reset_state", "drop")
 WEIGHTS = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
 
 
-def full_shape(name: str, operand: Any, lead: tuple[int, ...], groups: int) -> tuple[int, ...]:
-    """The shape of an operand with all group and batch axes."""
-    if name in WEIGHTS:
-        return (*lead[:groups], *operand.shape[groups:])
-    return (*operand.shape[: name not in TIMELESS], *lead, operand.shape[-1])
+def lead_axes(avals: dict[str, Any]) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+    """The sizes of the group and batch axes, and how an explicit mesh shards each: as the first operand that is sharded.
+
+    Args:
+      avals: the types of operands by name; that of a tangent is "d_" and the name of its operand. Among them is one
+        that has all axes.
+    """
+    bases = {name: name.removeprefix("d_") for name in avals}
+    ndim = max(x.ndim - 1 - (bases[name] not in TIMELESS) for name, x in avals.items() if bases[name] not in WEIGHTS)
+    sizes: list[int] = [1] * ndim
+    spec: list[Any] = [None] * ndim
+    for name, aval in avals.items():
+        weight = bases[name] in WEIGHTS
+        skip = int(not weight and bases[name] not in TIMELESS)
+        for axis in range(aval.ndim - (1 if bases[name].endswith("bias") else 2) if weight else ndim):
+            if aval.shape[axis + skip] != 1:
+                sizes[axis] = aval.shape[axis + skip]
+                spec[axis] = spec[axis] or aval.sharding.spec[axis + skip]
+    return tuple(sizes), tuple(spec)
+
+
+def spread(x: jax.Array, lead: tuple[int, ...], spec: tuple[Any, ...], first: int = 0) -> jax.Array:
+    """x with all group and batch axes, which begin at axis `first`, and sharded like these; see `lead_axes`."""
+    last = first + len(lead)
+    x = jnp.broadcast_to(x, (*x.shape[:first], *lead, *x.shape[last:]))
+    own = tuple(jax.typeof(x).sharding.spec)
+    if own[first:last] == spec:
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(*own[:first], *spec, *own[last:]))
 
 
 def _d_projected(o: Operands, d: Operands) -> Projected | None:
@@ -269,7 +303,7 @@ def _d_projected(o: Operands, d: Operands) -> Projected | None:
     if d.kernel is not None:
         terms.append(project(d.kernel, None, o.xs, o.h_0.dtype, lead=1))
     if d.bias is not None:
-        terms.append(split(o.over_batch(d.bias).astype(o.h_0.dtype)))
+        terms.append(split(o.over_batch(d.bias)[None].astype(o.h_0.dtype)))
     if not terms:
         return None
     d_r, d_z, d_n = (sum(gate[1:], start=gate[0]) for gate in zip(*terms, strict=True))
@@ -284,7 +318,8 @@ def _entering(reset_after: bool, at: Linearisation, o: Operands, d: Operands, re
         at_first = Linearisation(*(coefficient[first] for coefficient in at))
         entering = apply(reset_after, at_first, o.recurrent_kernel, o.drop, d.h_0)
         entering = entering if o.mask is None else jnp.where(o.mask[first], entering, d.h_0)
-        return jnp.zeros((steps, *entering.shape), entering.dtype).at[first].set(entering)
+        padding = [(first, steps - 1 - first, 0)] + [(0, 0, 0)] * entering.ndim
+        return jax.lax.pad(entering[None], jnp.zeros((), entering.dtype), padding)
     is_first = (jnp.arange(steps) == first).reshape(-1, *[1] * o.h_0.ndim)
     d_h_0, d_start = (0 if x is None else x[None] for x in (d.h_0, d.reset_state))
     d_h_tm1 = jnp.where(o.resets, d_start, jnp.where(is_first, d_h_0, jnp.zeros((), o.h_0.dtype)))

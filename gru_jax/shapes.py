@@ -9,11 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from gru_jax.cells import GRU
 from gru_jax.linearisation import preactivation_count
-from gru_jax.recurrence import TIMELESS, WEIGHTS, full_shape
+from gru_jax.recurrence import TIMELESS, WEIGHTS, lead_axes
 
 
 def named_operands(values: Iterable[Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -29,20 +29,6 @@ def _base(name: str) -> str:
     return name.removeprefix("d_")
 
 
-def _lead(avals: dict[str, Any]) -> tuple[list[int], list[Any]]:
-    """The sizes of the group and batch axes, and how each is sharded."""
-    ndim = next(aval.ndim - 1 - (name not in TIMELESS) for name, aval in avals.items() if name in ("h_0", "source"))
-    sizes, spec = [1] * ndim, [None] * ndim
-    for name, aval in avals.items():
-        skip = int(_base(name) not in TIMELESS and _base(name) not in WEIGHTS)
-        axes = range(_groups(avals)) if _base(name) in WEIGHTS else range(ndim)
-        for axis in axes:
-            if aval.shape[axis + skip] != 1:
-                sizes[axis] = aval.shape[axis + skip]
-                spec[axis] = spec[axis] or aval.sharding.spec[axis + skip]
-    return sizes, spec
-
-
 def states_avals(*avals: Any, cell: GRU, keep: bool, **params: Any) -> list[Any]:
     """hs and, if they are kept, the preactivations; a cell that resets before the product has one less."""
     return [like_states(*avals, **params)] * (1 + keep * preactivation_count(cell))
@@ -51,28 +37,35 @@ def states_avals(*avals: Any, cell: GRU, keep: bool, **params: Any) -> list[Any]
 def like_states(*avals: Any, names: tuple[str, ...], **params: Any) -> Any:
     """hs, shaped like the widest of its operands, with their sharding."""
     operands = named_operands(avals, names)
-    sizes, spec = _lead(operands)
+    sizes, spec = lead_axes(operands)
     timed = operands["source"] if "source" in operands else operands["xs"]
     state = operands.get("h_0", timed)
-    sharding = timed.sharding.update(spec=PartitionSpec(timed.sharding.spec[0], *spec, None))
+    sharding = _sharding(operands, timed.sharding.spec[0], *spec, None)
     shape = (timed.shape[0], *sizes, state.shape[-1])
     return timed.update(shape=shape, dtype=state.dtype, weak_type=False, sharding=sharding)
+
+
+def _sharding(operands: dict[str, Any], *spec: Any) -> NamedSharding:
+    """As `spec` says, on the mesh of the operands, which some of them may not know."""
+    meshes = (aval.sharding.mesh for aval in operands.values())
+    return NamedSharding(next((mesh for mesh in meshes if not mesh.empty), AbstractMesh((), ())), PartitionSpec(*spec))
 
 
 def pull_avals(*avals: Any, names: tuple[str, ...], wrt: tuple[str, ...], **params: Any) -> list[Any]:
     """The cotangents of the operands in `wrt`, with all group and batch axes."""
     operands = named_operands(avals, names)
-    sizes, spec = _lead(operands)
+    sizes, spec = lead_axes(operands)
     groups, outs = _groups(operands), []
     for name in wrt:
         aval = operands[name]
-        own = tuple(aval.sharding.spec)
-        if name in WEIGHTS:
-            full = (*spec[:groups], *own[groups:])
-        else:
-            full = (*own[: name not in TIMELESS], *spec, own[-1])
-        shape = full_shape(name, aval, tuple(sizes), groups)
-        sharding = aval.sharding.update(spec=PartitionSpec(*full))
+
+        def full(own: Any, lead: tuple[Any, ...], name: str = name) -> tuple[Any, ...]:
+            if name in WEIGHTS:
+                return (*lead[:groups], *own[groups:])
+            return (*own[: name not in TIMELESS], *lead, own[-1])
+
+        shape = full(aval.shape, sizes)
+        sharding = _sharding(operands, *full(aval.sharding.spec, spec))
         outs.append(aval.update(shape=shape, weak_type=False, sharding=sharding))
     return outs
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, primitives
+from gru_jax import checks, partitioning, primitives
 from gru_jax.cells import GRU, Cell, State, as_given, checked_state
 from gru_jax.recurrence import Operands
 
@@ -28,7 +28,8 @@ def unroll(
 ) -> tuple[State, jax.Array]:
     """Runs a cell over time: h_t = step(h_tm1, x_t) for t = 0 … T − 1.
 
-    Where a step is masked, its input reaches neither an output nor a gradient, even if it is NaN.
+    Where a step is masked, its input reaches neither an output nor a gradient, even if it is NaN. On a mesh with explicit
+    axes the results are sharded over the batch as the inputs are; features and weights are gathered.
 
     Args:
       cell: the equations, e.g. `gru_jax.CUDNN`, or another cell of `gru_jax.cells`.
@@ -60,8 +61,8 @@ def unroll(
       output is off by 0.004 after 200 calls of one step (64 units, initial weights), by 0.01 with `chrono(100)`.
 
     Raises:
-      TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit, or a method cannot be had: the
-        message says why.
+      TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit, time is sharded over an
+        explicit mesh, or a method cannot be had: the message says why.
 
     >>> import gru_jax
     >>> cell = gru_jax.CUDNN
@@ -75,6 +76,7 @@ def unroll(
     checks.choice("method", method, tuple(dict.fromkeys(("auto", *cell.methods))))
     method = cell.methods[0] if method == "auto" else method
     xs = checks.array("xs", xs)
+    checks.time_is_whole("xs", xs, 0)
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape (T, *batch, in_features), got {xs.shape}")
     params, xs, state_dtype = cell.prepare(params, xs, "xs", "(T, *batch, in_features)")
@@ -89,11 +91,15 @@ def unroll(
     if lengths is not None:
         lengths = checks.array("lengths", lengths)
         checks.lengths("lengths", lengths, tuple(batch), steps)
-        within = jnp.arange(steps).reshape(-1, *[1] * (xs.ndim - 1)) < lengths[..., None]
+        t = jnp.arange(steps).reshape(-1, *[1] * (xs.ndim - 1))
+        within = t < lengths.astype(t.dtype)[None, ..., None]
         mask = within if mask is None else mask & within
         resets = None if resets is None else resets & within
     if steps == 0:
         return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), xs.dtype)
+    xs, params, (mask, resets), (h_0, start, drop) = partitioning.aligned(
+        xs, params, (mask, resets), (h_0, start, drop)
+    )
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
     run = _RUNS.get(method) or functools.partial(_fused, method=method)
@@ -193,5 +199,6 @@ def _flags(name: str, value: Any, xs: jax.Array) -> jax.Array | None:
     if value is None:
         return None
     value = checks.flags(name, value)
+    checks.time_is_whole(name, value, 0)
     checks.shape(name, value, "(T, *batch)", xs.shape[:-1])
     return value[..., None]

@@ -16,7 +16,7 @@ Axis legend of this package: T time, *batch any number of batch axes (none too),
 gates of a cell side by side, 3H those of a GRU in the order r, z, n.
 """
 
-from gru_jax.cells.affine import Projected, product, project, split
+from gru_jax.cells.affine import Projected, lifted, product, project, split
 from gru_jax.cells.base import Cell, Params, State, as_given, broadcast_state, checked_state
 from gru_jax.cells.elman import Elman, Leaky, LeakyParams
 from gru_jax.cells.gru import CHO2014, CUDNN, GOODFELLOW, GRU
@@ -46,6 +46,7 @@ __all__ = [
     "as_given",
     "broadcast_state",
     "checked_state",
+    "lifted",
     "product",
     "project",
     "split",

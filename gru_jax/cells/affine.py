@@ -38,8 +38,17 @@ def project(
     else:
         projected = [product(x, kernel_g, lead, dtype) for kernel_g in split(kernel, parts)]
     if bias is not None:
-        projected = [x_g + bias_g for x_g, bias_g in zip(projected, split(bias.astype(dtype), parts), strict=True)]
+        biases = split(lifted(bias, x.ndim).astype(dtype), parts)
+        projected = [x_g + bias_g for x_g, bias_g in zip(projected, biases, strict=True)]
     return tuple(projected)
+
+
+def lifted(x: jax.Array, ndim: int) -> jax.Array:
+    """x with leading axes of size 1 up to `ndim` of them, so that it may meet an array of that rank.
+
+    NumPy would add them by itself, but not under ``jax_numpy_rank_promotion="raise"``.
+    """
+    return jax.lax.expand_dims(x, range(ndim - x.ndim))
 
 
 def product(h: jax.Array, kernel: jax.Array, lead: int = 0, dtype: Any = None) -> jax.Array:

@@ -199,7 +199,7 @@ class Packed(Generic[P]):
           Zeros (*batch, features), or a NamedTuple of them where the cell says so.
         """
         if dtype is None:
-            dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
+            dtype = initializers.single_or_wider(jnp.result_type(*jax.tree.leaves(params)))
         return jnp.zeros((*batch, self.features(params)), dtype)
 
     def output(self, state: Any) -> jax.Array:
@@ -227,7 +227,7 @@ class Packed(Generic[P]):
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"params must be floating point, got {dtype}")
         cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return cast, x.astype(dtype), jnp.promote_types(dtype, jnp.float32)
+        return cast, x.astype(dtype), initializers.single_or_wider(dtype)
 
     def _check_shapes(self, params: Any) -> None:
         count, given = len(self.order), params._asdict()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gru_jax import activations, checks, gates
-from gru_jax.cells.affine import product, project
+from gru_jax.cells.affine import lifted, product, project
 from gru_jax.cells.base import Inits, Packed, Params
 from gru_jax.serialization import serializable
 
@@ -167,7 +167,7 @@ class Leaky(Packed[LeakyParams]):
             keep = 1 - 1 / jnp.asarray(self.time_constant, h_tm1.dtype)
         else:
             keep = jax.nn.sigmoid(params.leak.astype(h_tm1.dtype))
-        return gates.interpolate(keep, h_tm1, _candidate(self, params, h_tm1, x_t))
+        return gates.interpolate(lifted(keep, h_tm1.ndim), h_tm1, _candidate(self, params, h_tm1, x_t))
 
     def _check_shapes(self, params: LeakyParams) -> None:
         super()._check_shapes(params)

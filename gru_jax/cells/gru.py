@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import activations, checks, gates
-from gru_jax.cells.affine import product, project, split
+from gru_jax.cells.affine import lifted, product, project, split
 from gru_jax.cells.base import Packed, Params
 
 
@@ -105,7 +105,8 @@ class GRU(Packed[Params]):
             h_r, h_z = split(product(h_in, kernel[:, :width]), 2)
         r, z = gates.reset_gate(x_r, h_r, self.gate), gates.update_gate(x_z, h_z, self.gate)
         if self.reset_after:
-            h_n = h_n if params.recurrent_bias is None else h_n + params.recurrent_bias.astype(state_dtype)
+            if params.recurrent_bias is not None:
+                h_n = h_n + lifted(params.recurrent_bias, h_n.ndim).astype(state_dtype)
             n = gates.candidate_reset_after(x_n, h_n, r, self.candidate)
         else:
             n = gates.candidate_reset_before(x_n, product(r * h_in, kernel[:, width:]), self.candidate)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import gates
-from gru_jax.cells.affine import product, project, split
+from gru_jax.cells.affine import lifted, product, project, split
 from gru_jax.cells.base import Inits, Packed, Params
 
 
@@ -72,7 +72,7 @@ class RefineGRU(Packed[Params]):
         x_r, x_z, x_s, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=4)
         h_r, h_z, h_s, h_n = split(product(h_tm1, params.recurrent_kernel), 4)
         if params.recurrent_bias is not None:
-            h_n = h_n + params.recurrent_bias.astype(h_n.dtype)
+            h_n = h_n + lifted(params.recurrent_bias, h_n.ndim).astype(h_n.dtype)
         n = gates.candidate_reset_after(x_n, h_n, gates.reset_gate(x_r, h_r))
         keep = gates.refine(gates.update_gate(x_z, h_z), jax.nn.sigmoid(x_s + h_s))
         return gates.interpolate(keep, h_tm1, n)

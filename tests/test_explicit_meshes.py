@@ -1,0 +1,135 @@
+"""Meshes as `jax.make_mesh` makes them by default, with explicit axes: every method and cell gives what one device gives.
+
+The batch is sharded over one axis or several; features and weights that are sharded are gathered, as each step needs all
+of them, and their gradients come back as they were; time that is sharded is refused.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+import gru_jax
+from gru_jax.cells import LSTM, MGU, Elman, Leaky, LSTMState, MinGRU, RefineGRU
+from tests.cases import native_is_installed, normal_init
+
+# Sizes of the mesh; of the batch; how xs, h_0 and the weights are sharded; and how the outputs are then.
+LAYOUTS = {
+    "batch": ((8,), (8,), P(None, "a"), P("a"), P(), P(None, "a", None)),
+    "two batch axes": ((2, 4), (2, 4), P(None, "a", "b"), P("a", "b"), P(), P(None, "a", "b", None)),
+    "batch over both": ((2, 4), (8,), P(None, ("a", "b")), P(("a", "b")), P(), P(None, ("a", "b"), None)),
+    "batch and features": ((2, 4), (8,), P(None, "a", "b"), P("a", "b"), P(None, "b"), P(None, "a", None)),
+    "inputs alone": ((8,), (8,), P(None, "a"), P(), P(), P(None, "a", None)),
+    "state alone": ((8,), (8,), P(), P("a"), P(None, "a"), P(None, "a", None)),
+}
+METHODS = [(gru_jax.CUDNN, "fused"), (gru_jax.CUDNN, "scan"), (MinGRU(), "parallel"), (LSTM(), "scan")]
+METHODS += [(gru_jax.CUDNN, "native")] if native_is_installed else []
+OTHERS = [(cell, "scan") for cell in (Elman(), Leaky(), MGU(), MinGRU(), RefineGRU(), gru_jax.CHO2014)]
+OTHERS += [(gru_jax.GOODFELLOW, "fused"), *[(gru_jax.CHO2014, "native")] * native_is_installed]
+TABLE = [(*one, layout) for one in METHODS for layout in LAYOUTS]
+TABLE += [(*one, layout) for one in OTHERS for layout in ("batch", "batch and features")]
+
+
+def derivatives(cell, method, options, second):
+    """A function of (params, xs, h_0): outputs, gradient and jvp, and if `second` the jvp of the gradient."""
+
+    def run(params, xs, h_0):
+        h_0 = LSTMState(h_0, h_0) if isinstance(cell, LSTM) else h_0
+        return gru_jax.unroll(cell, params, xs, h_0, method=method, **options)
+
+    def total(*args):
+        return sum(jnp.sin(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(run(*args)))
+
+    def everything(*args):
+        gradient = jax.grad(total, (0, 1, 2))
+        moving = jax.tree.map(jnp.cos, args)
+        first = run(*args), gradient(*args), jax.jvp(run, args, moving)[1]
+        return (*first, jax.jvp(gradient, args, moving)[1]) if second else first
+
+    return jax.jit(everything)
+
+
+def check_explicit(cell, method, layout, dtype, reverse=False, second=False):
+    sizes, batch, of_xs, of_h_0, of_weights, expected_spec = LAYOUTS[layout]
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = cell.init(keys[0], 4, 8, bias_init=normal_init, recurrent_kernel_init=normal_init, dtype=dtype)
+    xs, h_0 = jax.random.normal(keys[1], (3, *batch, 4), dtype), jax.random.normal(keys[2], (*batch, 8), dtype)
+    options = {"mask": jax.random.bernoulli(keys[3], 0.8, (3, *batch)), "lengths": jnp.full(batch, 2)}
+    if method != "native":
+        options["resets"] = jax.random.bernoulli(keys[4], 0.3, (3, *batch))
+    function = derivatives(cell, method, {**options, "reverse": reverse}, second)
+    expected = function(params, xs, h_0)
+    with jax.set_mesh(jax.make_mesh(sizes, ("a", "b")[: len(sizes)])):
+        placed = jax.tree.map(lambda x: jax.device_put(x, P(*of_weights[: x.ndim]) if x.ndim > 1 else P()), params)
+        got = function(placed, jax.device_put(xs, of_xs), jax.device_put(h_0, of_h_0))
+        assert jax.typeof(got[0][1]).sharding.spec == expected_spec
+        for gradient, given in zip(jax.tree.leaves(got[1][0]), jax.tree.leaves(placed), strict=True):
+            assert jax.typeof(gradient).sharding.spec == jax.typeof(given).sharding.spec
+    atol = {jnp.float64: 1e-11, jnp.float32: 2e-5, jnp.bfloat16: 0.1}[dtype]
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol * max(1, abs(b).max(initial=0)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("cell", "method", "layout"), TABLE, ids=lambda x: x if isinstance(x, str) else type(x).__name__
+)
+def test_explicit_meshes(cell, method, layout):
+    check_explicit(cell, method, layout, jnp.float32, reverse=layout == "batch")
+
+
+def test_features_of_everything_over_an_explicit_mesh():
+    check_explicit(gru_jax.CUDNN, "fused", "batch and features", jnp.float64)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["two batch axes", "batch and features"])
+def test_second_order_over_an_explicit_mesh(layout):
+    check_explicit(gru_jax.CUDNN, "fused", layout, jnp.float64, second=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["scan", "fused"])
+def test_an_explicit_mesh_in_bfloat16(method):
+    check_explicit(gru_jax.CUDNN, method, "batch", jnp.bfloat16)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["scan", "fused", *["native"] * native_is_installed])
+def test_an_ensemble_over_an_explicit_mesh(method):
+    """Weights that are mapped, and sharded over the ensemble."""
+    keys = jax.random.split(jax.random.key(0), 8)
+    ensemble = jax.vmap(lambda key: gru_jax.CUDNN.init(key, 4, 8, dtype=jnp.float32))(keys)
+    xs = jax.random.normal(jax.random.key(1), (3, 2, 4), jnp.float32)
+
+    @jax.jit
+    def gradients(ensemble, xs):
+        return jax.vmap(
+            jax.grad(lambda params: jnp.sin(gru_jax.unroll(gru_jax.CUDNN, params, xs, method=method)[1]).sum())
+        )(ensemble)
+
+    expected = gradients(ensemble, xs)
+    with jax.set_mesh(jax.make_mesh((8,), ("a",))):
+        got = gradients(jax.device_put(ensemble, P("a")), xs)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(a), b, atol=1e-5)
+
+
+def test_time_that_is_sharded_is_refused():
+    params = gru_jax.CUDNN.init(jax.random.key(0), 2, 4)
+    layer = gru_jax.nnx.GRU(2, 4, rngs=nnx.Rngs(0))
+    whole = jnp.ones((8, 8, 2))
+    with jax.set_mesh(jax.make_mesh((8,), ("a",))):
+        xs, batch_first = jax.device_put(whole, P("a")), jax.device_put(whole, P(None, "a"))
+        flags = jax.device_put(jnp.ones((8, 8), bool), P("a"))
+        with pytest.raises(ValueError, match=r"xs must not be sharded over time, its axis 0, got .*'a'"):
+            gru_jax.unroll(gru_jax.CUDNN, params, xs)
+        with pytest.raises(ValueError, match=r"mask must not be sharded over time, its axis 0, got .*'a'"):
+            jax.jit(lambda flags: gru_jax.unroll(gru_jax.CUDNN, params, whole, mask=flags))(flags)
+        with pytest.raises(ValueError, match=r"inputs must not be sharded over time, its axis 1, got .*'a'"):
+            layer(batch_first)
+        with pytest.raises(ValueError, match=r"resets must not be sharded over time, its axis 1, got .*'a'"):
+            layer(whole, resets=jax.device_put(jnp.ones((8, 8), bool), P(None, "a")))
