@@ -1,8 +1,8 @@
 """Activations as values: JAX's own are known by name, whichever object stands for one.
 
-A function object is no name. ``copy.deepcopy`` and cloudpickle make another object of `jax.nn.sigmoid`, pickle refuses it,
-and ``lambda x: jax.nn.sigmoid(x)`` is as good. So cells and layers hold `Named` in place of each: a value that is equal
-to its copies, wherever and however these were made.
+A function object is no name. ``copy.deepcopy`` and cloudpickle make another object of `jax.nn.sigmoid`, pickle refuses
+it, and ``lambda x: jax.nn.sigmoid(x)`` is as good. So cells and layers hold `Named` in place of each: a value that is
+equal to its copies, wherever and however these were made.
 """
 
 import dataclasses

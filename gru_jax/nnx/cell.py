@@ -188,7 +188,7 @@ class GRUCell(nnx.RNNCellBase):
         batch = arguments.input_shape(input_shape, self.in_features)[:-1]
         shape, dtype = (*batch, self.hidden_features), layers.carry_dtype(self.dtype, self.param_dtype)
         init = self.carry_init if carry_init is None else carry_init
-        if initializers.is_zeros(init):
+        if init is None or initializers.is_zeros(init):
             return jnp.zeros(shape, dtype)
         rngs = self.rngs if rngs is None else rngs
         if rngs is None:
