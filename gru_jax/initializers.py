@@ -42,7 +42,7 @@ forget_bias: Initializer = jax.nn.initializers.ones
 
 
 def glorot_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """`jax.nn.initializers.glorot_uniform()`, always the same function: equal to its copies, and can be pickled."""
+    """`jax.nn.initializers.glorot_uniform()`, always the same function: copies are equal, pickles load."""
     return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import mlir
 
-from gru_jax import activations, partitioning
+from gru_jax import activations, partitioning, unbuilt
 from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, Preactivations, preactivation_count
 from gru_jax.recurrence import KEPT, WEIGHTS, Operands
@@ -30,7 +30,7 @@ try:
         jax.ffi.register_ffi_target(_target, _handler, platform="cpu")
     missing = None
 except ImportError as error:
-    missing = f"the native kernels are not installed ({error}); a C++ compiler at installation builds them"
+    missing = unbuilt.why(error)
 
 SMALL, PER_USE = 1 << 18, {"gru_states": 50_000, "gru_pull": 30_000}
 """A recurrence is left to XLA if W and U hold more numbers than the first, and more than the second for each step and
@@ -64,8 +64,6 @@ def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> s
         return "a tangent is made of XLA's operations and gru_linear"
     if params["method"] == "fused":
         return 'method="fused" asks for XLA'
-    if missing:
-        return missing
     if not config.native:
         return "gru_jax.config.native is False"
     cell = params.get("cell")
@@ -81,7 +79,7 @@ def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> s
         return "many cotangents share one linearisation"
     if params["method"] == "auto" and primitive in PER_USE and _is_short(primitive, named):
         return "XLA is faster for so few steps of so wide a state"
-    return None
+    return missing
 
 
 def _is_short(primitive: str, named: dict[str, Any]) -> bool:
@@ -197,7 +195,10 @@ def rule(primitive: str, portable: Callable[..., Any], loops: Callable[..., Any]
         native = _CALLS.get(primitive)
         devices = partitioning.devices(ctx.module_context.axis_context)
         named = named_operands(ctx.avals_in, names)
-        if native is None or devices is None or obstacle(primitive, named, params):
+        why = obstacle(primitive, named, params)
+        if native is None or devices is None or why:
+            if why == missing and missing:
+                unbuilt.warn(missing)
             return loops(ctx, *operands, names=names, **params)
         call: Callable[..., Any] = functools.partial(native, names=names, **params)
         several = primitive != "gru_linear"

@@ -144,11 +144,8 @@ def test_params_and_states_are_arguments_of_exported_functions():
         xs, state = jnp.ones((5, 2, 3)), kind.initial_state(params, (2,))
         run = jax.jit(functools.partial(gru_jax.unroll, kind))
         again = export.deserialize(export.export(run)(params, xs, state).serialize())
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-6),
-            again.call(params, xs, state),
-            run(params, xs, state),
-        )
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+        jax.tree.map(close, again.call(params, xs, state), run(params, xs, state))
 
 
 def test_a_zero_carry_is_one_by_whatever_name():

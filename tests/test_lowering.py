@@ -1,13 +1,15 @@
 """Which computations run on the native kernels, which on XLA, and what settings and exports change about it."""
 
 import functools
+import re
+import warnings
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 import gru_jax
-from gru_jax import lowering
+from gru_jax import lowering, unbuilt
 from tests.cases import OPTIONS, problem, unroll
 from tests.test_native import by_scan, check, each_cell, native, run, single
 
@@ -134,10 +136,22 @@ def test_a_setting_turns_them_off(monkeypatch):
 
 
 def test_without_the_kernels(monkeypatch):
-    monkeypatch.setattr(lowering, "missing", "the native kernels are not installed")
-    assert "gru_jax_" not in program(jax.grad(run()), *arguments())
-    with pytest.raises(ValueError, match='method="native" is not to be had here: the native kernels are not installed'):
+    reason = "not built: no C++ compiler was found when gru_jax was installed"
+    monkeypatch.setattr(lowering, "missing", reason)
+    unbuilt.warn.cache_clear()
+    assert [found.why for found in gru_jax.lowerings(run())(*arguments())] == [reason]
+    with pytest.raises(ValueError, match=f'method="native" is not to be had here: {re.escape(reason)}'):
         run("native")(*arguments())
+    with warnings.catch_warnings():  # where no kernel would have run, or none is wanted, nothing is said
+        warnings.simplefilter("error")
+        program(run("fused"), *arguments())
+        with monkeypatch.context() as patch:
+            patch.setattr(gru_jax.config, "native", False)
+            program(run(), *arguments())
+    with pytest.warns(UserWarning, match=re.escape(reason) + ".*pip install.*GRU_JAX_NATIVE=0") as warned:
+        assert "gru_jax_" not in program(jax.grad(run()), *arguments())
+    assert len(warned) == 1
+    unbuilt.warn.cache_clear()
 
 
 @pytest.mark.parametrize(
