@@ -101,6 +101,29 @@ class Stack:
         first, rest = [in_features] * self.directions, [self.directions * self.features] * self.directions
         return first + rest * (self.num_layers - 1)
 
+    def check(self, params: Any, name: str = "params") -> None:
+        """Refuses what are not the parameters of each layer and direction; `name` is what an error calls them.
+
+        Raises:
+          TypeError, ValueError: if something is not of its kind, or does not fit; names the parameter.
+        """
+        count = self.num_layers * self.directions
+        if isinstance(params, Params) or not isinstance(params, tuple | list):
+            raise TypeError(
+                f"{name} must be {count} gru_jax.Params, one for each of {self.num_layers} layers and "
+                f"{self.directions} directions, got {type(params).__name__}"
+            )
+        if len(params) != count:
+            raise ValueError(
+                f"{name} must have {count} members, one for each of {self.num_layers} layers and "
+                f"{self.directions} directions, got {len(params)}"
+            )
+        for i, member in enumerate(params):
+            self.cell.check(member, f"{name}[{i}]")
+        for i, (member, width) in enumerate(zip(params, self.widths(params[0].in_features), strict=True)):
+            expected = (width, 3 * self.features)
+            checks.shape(f"{name}[{i}].kernel", member.kernel, "(in_features, 3·features)", expected)
+
     def zero_carry(self, input_shape: Sequence[int], param_dtype: Any) -> Carry:
         """The zero state of every layer and direction before inputs (*batch, in_features) of one step."""
         return self.initial_carry(input_shape, param_dtype, None, None)
@@ -156,6 +179,7 @@ class Stack:
         Raises:
           TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
         """
+        self.check(params)
         xs = self._time_first(arguments.inputs(inputs, params[0].in_features, self.time_major), -2)
         steps, *batch = xs.shape[:-1]
         zero = self.cell.initial_state(params[0], batch)
@@ -216,6 +240,7 @@ class Stack:
             raise ValueError(
                 f"step needs layers that run forward only, got {given}=True: the last step of a sequence comes first"
             )
+        self.check(params)
         x_t = arguments.step_input("x_t", x_t, params[0].in_features)
         if carry is None:
             raise TypeError("carry must be the state of every layer, as zero_carry makes it, got None")

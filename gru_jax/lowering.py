@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import mlir
 
-from gru_jax import activations, partitioning, unbuilt
+from gru_jax import activations, modules, partitioning, unbuilt
 from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, Preactivations, preactivation_count
 from gru_jax.recurrence import KEPT, WEIGHTS, Operands
@@ -151,7 +151,8 @@ def lowerings(function: Callable[..., Any]) -> Callable[..., list[Lowering]]:
     """Tells which lowering the recurrences of a computation will use, without running it.
 
     Args:
-      function: any function of arrays, such as the loss of a model with GRU layers in it.
+      function: any function of arrays, such as the loss of a model with GRU layers in it, or such a layer. Modules of
+        Flax's nnx that it holds are copied first, so that no random stream moves on, nor anything else in them.
 
     Returns:
       A function of the same arguments that returns a `Lowering` for every recurrence in the computation. It answers for
@@ -167,7 +168,10 @@ def lowerings(function: Callable[..., Any]) -> Callable[..., list[Lowering]]:
     """
 
     def report(*args: Any, **kwargs: Any) -> list[Lowering]:
-        return list(_lowerings(jax.make_jaxpr(functools.partial(function, **kwargs))(*args).jaxpr))
+        def traced(*args: Any) -> Any:
+            return modules.with_copies(functools.partial(function, **kwargs))(*args)
+
+        return list(_lowerings(jax.make_jaxpr(traced)(*args).jaxpr))
 
     return report
 

@@ -164,7 +164,7 @@ def test_a_model_of_a_layer_or_a_cell():
         assert_identical(convert.Model.of(*source), m)
     assert convert.Model((m.params[0]._replace(bias=None),), m.stack).use_bias is False
     for source, message in [
-        ((cell,), "params must be the gru_jax.Params of the cell, got NoneType"),
+        ((cell,), "params must be gru_jax.cells.Params, as cell.init returns them, got NoneType"),
         ((linen_layer,), "variables must be a mapping of names to arrays, from layer.init, got NoneType"),
         ((m, variables), "params must be None with a Model"),
         ((m.params,), "model must be a gru_jax.convert.Model, a layer or a cell, got tuple"),

@@ -7,6 +7,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import gru_jax
 from gru_jax import lowering, unbuilt
@@ -58,6 +59,64 @@ def test_lowerings_name_the_instruction_set():
     ]
     assert program(tangent, *arguments()).count("gru_jax_linear") == 1
     assert gru_jax.lowerings(run("scan"))(*arguments()) == []
+
+
+class Counting(nnx.Module):
+    """A layer that draws random numbers, and a module that counts its calls."""
+
+    def __init__(self):
+        self.layer = gru_jax.nnx.GRU(3, 4, num_layers=2, dropout=0.5, method="fused", rngs=nnx.Rngs(0))
+        self.calls = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, xs):
+        self.calls[...] += 1
+        return self.layer(xs)
+
+
+module = Counting()
+
+
+def of_global(xs):
+    return _doubled(xs)
+
+
+def _doubled(xs):
+    return 2 * module(xs)
+
+
+def holders():
+    """Functions that hold a module, by how they do."""
+    recursive = lambda xs, again=1: recursive(xs, 0) if again else module(xs)  # noqa: E731
+    of = lambda closed: lambda xs: closed["it"][0](xs)  # noqa: E731
+    return {
+        "module": module,
+        "method": module.__call__,
+        "closure": (lambda closed: lambda xs: closed(xs))(module),
+        "default": lambda xs, layer=module: layer(xs),
+        "within a dict": of({"it": [module]}),
+        "partial": functools.partial(lambda layer, xs: layer(xs), module),
+        "wrapped": functools.wraps(module.__call__)(of({"it": (module,)})),
+        "global": of_global,
+        "recursive": recursive,
+        "its layer": lambda xs: module.layer(xs),
+        "nnx.grad": lambda xs: nnx.grad(lambda module, xs: module(xs).sum())(module, xs),
+    }
+
+
+@pytest.mark.parametrize("holder", holders())
+def test_modules_that_change_when_they_are_called(holder):
+    """They may be what is asked about, or held by it, and are as they were thereafter."""
+    before = jax.tree.map(jnp.copy, nnx.state(module))
+    found = gru_jax.lowerings(holders()[holder])(jnp.ones((2, 5, 3), jnp.float32))
+    primitives = ["gru_states"] * 2 + ["gru_pull"] * 2 * (holder == "nnx.grad")
+    assert [(x.primitive, x.native) for x in found] == [(primitive, False) for primitive in primitives]
+    jax.tree.map(lambda x, y: pytest.fail("it changed") if (x != y).any() else None, before, nnx.state(module))
+    module(jnp.ones((2, 5, 3), jnp.float32))  # and can be called
+
+
+def test_a_module_as_a_keyword():
+    found = gru_jax.lowerings(lambda xs, *, layer: layer(xs))(jnp.ones((2, 5, 3), jnp.float32), layer=module)
+    assert [x.primitive for x in found] == ["gru_states"] * 2
 
 
 @native

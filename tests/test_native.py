@@ -137,6 +137,87 @@ def test_many_preactivations(cell, keep):
     chex.assert_trees_all_equal(first, *others)
 
 
+@native
+@pytest.mark.parametrize("kept", [False, True])
+@each_cell
+def test_saturated_gates(cell, kept, keep):
+    """Their derivative is 0, by which no weight, however large, makes more: the scan's is finite, and so is the kernels'."""
+    keep(kept)
+    keys = jax.random.split(jax.random.key(0), 4)
+    xs, d_xs = (jax.random.normal(key, (20, 4, 3), jnp.float32) for key in keys[:2])
+    plain = cell.init(keys[2], 3, 8, bias_init=jax.nn.initializers.normal(1.0), dtype=jnp.float32)
+
+    def results(method):
+        run = lambda params, xs: gru_jax.unroll(cell, params, xs, method=method)[1]  # noqa: E731
+        gradient = jax.grad(lambda params, xs: (run(params, xs) ** 2).sum(), (0, 1))
+
+        def both(scale, params, xs, d_xs):
+            params = jax.tree.map(lambda leaf: leaf * scale, params)
+            return gradient(params, xs), jax.jvp(run, (params, xs), (jax.tree.map(jnp.ones_like, params), d_xs))
+
+        return jax.jit(both)
+
+    of_kernels, of_scan = results("native"), results("scan")
+    for scale in (1e10, 1e15, 1e20, 1e25, 1e30):
+        got, expected = (run(jnp.float32(scale), plain, xs, d_xs) for run in (of_kernels, of_scan))
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+        check(got, expected)
+
+
+HS, NONE, STATE = (5, 2, 3, 4), (0,), (2, 3, 4)
+OPERANDS = {
+    "xs": (5, 2, 3, 6), "h_0": STATE, "kernel": (2, 6, 12), "bias": (2, 12), "recurrent kernel": (2, 4, 12),
+    "recurrent bias": (2, 4), "drop": STATE, "mask": (5, 2, 3), "resets": (5, 2, 3), "reset_state": STATE,
+}  # fmt: skip
+KEPT = {"kept r": HS, "kept z": HS, "kept n": HS, "kept q": HS}
+CALLS = {
+    "states": (OPERANDS, {"hs": HS, **KEPT}, {}),
+    "gradient": (
+        {**OPERANDS, "hs": HS, "ct": HS, **KEPT},
+        {
+            "d_xs": (5, 2, 3, 6), "d_h_0": STATE, "d_reset_state": STATE, "d_kernel": (2, 6, 12), "d_bias": (2, 12),
+            "d_recurrent_kernel": (2, 4, 12), "d_recurrent_bias": (2, 4),
+        },
+        {},
+    ),
+    "linear": (
+        {
+            **dict.fromkeys("z r c_r c_z a_n".split(), HS), "recurrent kernel": (2, 4, 12), "drop": STATE, "source": HS,
+            "mask": (5, 2, 3), "resets": (5, 2, 3),
+        },
+        {"ys": HS},
+        {"transposed": False},
+    ),
+}  # fmt: skip
+
+
+@native
+@pytest.mark.parametrize("handler", CALLS)
+def test_shapes_are_checked_in_cpp(handler):
+    """Every operand and result of a call is given another size, axis by axis, or left out, and the call refused by name."""
+    operands, results, attributes = CALLS[handler]
+    attributes = {"reset_after": True, "reverse": False, "threads": np.int64(1), **attributes}
+
+    def call(changed):
+        inputs = [
+            np.zeros(changed.get(name, shape), bool if name in ("mask", "resets") else np.float32)
+            for name, shape in operands.items()
+        ]
+        outputs = [jax.ShapeDtypeStruct(changed.get(name, shape), np.float32) for name, shape in results.items()]
+        return jax.block_until_ready(jax.ffi.ffi_call(f"gru_jax_{handler}", outputs)(*inputs, **attributes))
+
+    call({})
+    optional = {"bias", "recurrent bias", "drop", "mask", "resets", "reset_state"}
+    optional |= {"d_xs", "d_reset_state", "d_bias", "d_recurrent_bias"}
+    for name, shape in {**operands, **results}.items():
+        wrong = [(*shape[:axis], shape[axis] + 1, *shape[axis + 1 :]) for axis in range(len(shape))]
+        for changed in (*wrong, shape[1:], *(() if name in optional else (NONE,))):
+            with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT: gru_jax: .* must have"):
+                call({name: changed})
+    for name in optional & {*operands, *results}:
+        call({name: NONE})
+
+
 def in_another_process(isa, *command):
     return subprocess.run(
         [sys.executable, *command], env=os.environ | {"GRU_JAX_NATIVE_ISA": isa}, capture_output=True, text=True

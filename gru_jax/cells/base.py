@@ -198,6 +198,7 @@ class Packed(Generic[P]):
         Returns:
           Zeros (*batch, features), or a NamedTuple of them where the cell says so.
         """
+        self.check(params)
         if dtype is None:
             dtype = initializers.single_or_wider(jnp.result_type(*jax.tree.leaves(params)))
         return jnp.zeros((*batch, self.features(params)), dtype)
@@ -217,11 +218,8 @@ class Packed(Generic[P]):
           Parameters and input in the compute dtype, the promotion of their dtypes; and the dtype of the state, float32
           where the compute dtype is narrower.
         """
-        if not isinstance(params, self.params_type):
-            expected, got = f"gru_jax.cells.{self.params_type.__name__}", type(params).__name__
-            raise TypeError(f"params must be {expected}, as cell.init returns them, got {got}")
         checks.floating(name, x)
-        self._check_shapes(params)
+        self.check(params)
         checks.shape(name, x, symbols, (*x.shape[:-1], params.kernel.shape[0]))
         dtype = jnp.result_type(x, *jax.tree.leaves(params))
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -229,23 +227,36 @@ class Packed(Generic[P]):
         cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         return cast, x.astype(dtype), initializers.single_or_wider(dtype)
 
-    def _check_shapes(self, params: Any) -> None:
+    def check(self, params: Any, name: str = "params") -> None:
+        """Refuses what are not parameters of this cell; `name` is what an error calls them.
+
+        Raises:
+          TypeError, ValueError: if they are of another type, or one of them is no array that fits; names that one.
+        """
+        if not isinstance(params, self.params_type):
+            expected, got = f"gru_jax.cells.{self.params_type.__name__}", type(params).__name__
+            raise TypeError(f"{name} must be {expected}, as cell.init returns them, got {got}")
+        self._check_shapes(params, name)
+
+    def _check_shapes(self, params: Any, name: str) -> None:
         count, given = len(self.order), params._asdict()
-        in_features = params.kernel.shape[0]
+        width = f"{count}·features" if count > 1 else "features"
+        symbols = {"recurrent_kernel": f"(features, {width})", "kernel": f"(in_features, {width})", "bias": f"({width},)"}
+        fields = sorted(given, key=[*symbols, *given].index)
+        for field in fields:
+            if field in ("kernel", "recurrent_kernel"):
+                checks.weight(f"{name}.{field}", given[field], symbols[field], 2)
         features = params.recurrent_kernel.shape[0] if "recurrent_kernel" in given else self.features(params)
-        packed, of_packed = count * features, f"{count}·features" if count > 1 else "features"
-        expected = {
-            "recurrent_kernel": (f"(features, {of_packed})", (features, packed)),
-            "kernel": (f"(in_features, {of_packed})", (in_features, packed)),
-            "bias": (f"({of_packed},)", (packed,)),
-        }
-        for name in sorted(given, key=[*expected, *given].index):
-            if given[name] is None:
+        packed = count * features
+        shapes = {"recurrent_kernel": (features, packed), "kernel": (params.kernel.shape[0], packed), "bias": (packed,)}
+        for field in fields:
+            value, symbol, shape = given[field], symbols.get(field, "(features,)"), shapes.get(field, (features,))
+            if value is None:
                 continue
-            if name not in self.fields:
-                raise ValueError(f"params.{name} must be None: this {type(self).__name__} has none")
-            symbols, shape = expected.get(name, ("(features,)", (features,)))
-            checks.shape(f"params.{name}", given[name], symbols, shape)
+            if field not in self.fields:
+                raise ValueError(f"{name}.{field} must be None: this {type(self).__name__} has none")
+            checks.weight(f"{name}.{field}", value, symbol, len(shape))
+            checks.shape(f"{name}.{field}", value, symbol, shape)
 
     def ready(
         self,

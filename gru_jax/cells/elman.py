@@ -169,11 +169,11 @@ class Leaky(Packed[LeakyParams]):
             keep = jax.nn.sigmoid(params.leak.astype(h_tm1.dtype))
         return gates.interpolate(lifted(keep, h_tm1.ndim), h_tm1, _candidate(self, params, h_tm1, x_t))
 
-    def _check_shapes(self, params: LeakyParams) -> None:
-        super()._check_shapes(params)
+    def _check_shapes(self, params: LeakyParams, name: str) -> None:
+        super()._check_shapes(params, name)
         self._check_units(self.features(params))
         if self.time_constant is None and params.leak is None:
-            raise ValueError("params.leak must have shape (features,) with time_constant=None, got None")
+            raise ValueError(f"{name}.leak must have shape (features,) with time_constant=None, got None")
 
     def _check_units(self, features: int) -> None:
         tau = self.time_constant

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks
 from gru_jax.cells import GRU, Params
 from gru_jax.layers import Carry, Outputs, Stack
 
@@ -41,8 +40,7 @@ class Model:
         4
         """
         if isinstance(gru, GRU):
-            if not isinstance(params, Params):
-                raise TypeError(f"params must be the gru_jax.Params of the cell, got {type(params).__name__}")
+            gru.check(params)
             return check_model(Model((params,), Stack(gru, params.features)))
         model = gru if isinstance(gru, Model) else getattr(gru, "model", None)
         if callable(model) and not isinstance(model, Model):
@@ -71,18 +69,11 @@ def check_model(model: Any) -> Model:
     """
     if not isinstance(model, Model):
         raise TypeError(f"model must be a gru_jax.convert.Model, as layer.model is, got {type(model).__name__}")
-    stack, params = model.stack, model.params
-    count = stack.num_layers * stack.directions
-    if len(params) != count:
-        raise ValueError(
-            f"model.params must have {count} members, one for each of {stack.num_layers} layers and "
-            f"{stack.directions} directions, got {len(params)}"
-        )
-    for i, cell in enumerate(params):
-        if not isinstance(cell, Params):
-            raise TypeError(f"model.params[{i}] must be gru_jax.Params, got {type(cell).__name__}")
-    for i, (cell, width) in enumerate(zip(params, stack.widths(params[0].in_features), strict=True)):
-        _check_params(f"model.params[{i}]", cell, stack, width)
+    model.stack.check(model.params, "model.params")
+    for i, params in enumerate(model.params):
+        for field, value in params._asdict().items():
+            if value is not None and not jnp.issubdtype(value.dtype, jnp.floating):
+                raise TypeError(f"model.params[{i}].{field} must be floating point, got {value.dtype}")
     return model
 
 
@@ -102,22 +93,3 @@ def layer_arguments(model: Any, changes: Mapping[str, Any]) -> tuple[Model, dict
         "use_bias": model.use_bias,
         "param_dtype": jax.dtypes.canonicalize_dtype(model.params[0].kernel.dtype),
     }
-
-
-def _check_params(name: str, params: Params, stack: Stack, width: int) -> None:
-    features = stack.features
-    expected = {
-        "kernel": ("(in_features, 3·features)", (width, 3 * features)),
-        "recurrent_kernel": ("(features, 3·features)", (features, 3 * features)),
-        "bias": ("(3·features,)", (3 * features,)),
-        "recurrent_bias": ("(features,)", (features,)),
-    }
-    for field, (symbols, shape) in expected.items():
-        value = getattr(params, field)
-        if value is None and field in ("bias", "recurrent_bias"):
-            continue
-        if field == "recurrent_bias" and not stack.cell.reset_after:
-            raise ValueError(f"{name}.recurrent_bias must be None with reset_after=False: that cell has no such bias")
-        checks.shape(f"{name}.{field}", value, symbols, shape)
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise TypeError(f"{name}.{field} must be floating point, got {value.dtype}")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from gru_jax import activations, arguments, cells
+from gru_jax import activations, arguments, cells, checks
 from gru_jax.initializers import Initializer
 
 
@@ -20,10 +20,18 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+        self._check("kernel", "(in_features, features)", 2)
         kernel = self.param("kernel", self.kernel_init, (width, self.features), self.param_dtype)
         if self.bias_init is None:
             return kernel, None
+        self._check("bias", "(features,)", 1)
         return kernel, self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+
+    def _check(self, name: str, symbols: str, ndim: int) -> None:
+        """Refuses what was given for a parameter but is none; Flax compares the shapes of arrays."""
+        if self.has_variable("params", name):
+            value = nn.meta.unbox(self.get_variable("params", name))
+            checks.weight("/".join(("params", *self.path, name)), value, symbols, ndim)
 
 
 class Scope(nn.Module):

@@ -1,13 +1,16 @@
-// The handlers that XLA calls: they check shapes, and share rows out among threads.
+// The handlers that XLA calls: they check shapes, share rows out among threads, and turn exceptions into errors.
 //
 // Operands, float32 where not said otherwise; T steps, G groups of weights, B rows (sequences) of each:
 //   xs (T, G or 1, B, D), h_0 (G, B, H), kernel (G, D, 3H), bias (G, 3H), recurrent kernel (G, H, 3H), recurrent bias (G, H),
 //   drop (G, B, H), mask and resets (T, G, B) bool, reset_state (G, B, H). From the biases on all but U are optional: empty where
 //   not given; no reset_state is zero.
 #include <algorithm>
+#include <exception>
 #include <initializer_list>
+#include <new>
 
 #include "call.h"
+#include "shapes.h"
 #include "targets.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -64,33 +67,32 @@ struct Operands {
   }
 };
 
-ffi::Error check(const Operands& o, Axes& axes) {
-  if (o.xs.dimensions().size() != 4 || o.h_0.dimensions().size() != 3) {
-    return ffi::Error::InvalidArgument("gru_jax: xs must have 4 axes and h_0 three");
-  }
-  axes = {o.xs.dimensions()[0], o.h_0.dimensions()[0], o.h_0.dimensions()[1], o.xs.dimensions()[3],
-          o.h_0.dimensions()[2]};
-  const auto fits = [](const auto& buffer, int64_t size, bool optional) {
-    const int64_t count = buffer.element_count();
-    return count == size || (optional && count == 0);
-  };
-  const auto [T, G, B, D, H] = axes;
-  const bool x_fits = fits(o.xs, T * G * B * D, false) || fits(o.xs, T * B * D, false);
-  if (!x_fits || !fits(o.kernel, G * D * 3 * H, false) || !fits(o.bias, G * 3 * H, true) ||
-      !fits(o.recurrent, G * H * 3 * H, false) || !fits(o.recurrent_bias, G * H, true) ||
-      !fits(o.drop, G * B * H, true) || !fits(o.mask, T * G * B, true) || !fits(o.resets, T * G * B, true) ||
-      !fits(o.reset_state, G * B * H, true)) {
-    return ffi::Error::InvalidArgument("gru_jax: operands do not fit each other");
-  }
-  return ffi::Error::Success();
+// Reads off the axes, and begins to check shapes.
+Shapes check(Operands& o) {
+  Shapes shapes;
+  if (!shapes.has_axes("xs", o.xs, 4).has_axes("h_0", o.h_0, 3).fit()) return shapes;
+  const auto x = o.xs.dimensions(), h = o.h_0.dimensions();
+  o.axes = {x[0], h[0], h[1], x[3], h[2]};
+  const auto [T, G, B, D, H] = o.axes;
+  shapes.has("xs", o.xs, {T, x[1] == 1 ? 1 : G, B, D})
+      .has("kernel", o.kernel, {G, D, 3 * H})
+      .may_have("bias", o.bias, {G, 3 * H})
+      .has("recurrent kernel", o.recurrent, {G, H, 3 * H})
+      .may_have("recurrent bias", o.recurrent_bias, {G, H})
+      .may_have("drop", o.drop, {G, B, H})
+      .may_have("mask", o.mask, {T, G, B})
+      .may_have("resets", o.resets, {T, G, B})
+      .may_have("reset_state", o.reset_state, {G, B, H});
+  return shapes;
 }
 
-// Whether arrays of one value for each state are as large as the states, or optional ones empty.
-ffi::Error check_like_states(const Axes& axes, std::initializer_list<size_t> counts, std::initializer_list<size_t> optional) {
-  const size_t states = axes.steps * axes.groups * axes.rows * axes.H;
-  const bool fit = std::all_of(counts.begin(), counts.end(), [&](size_t n) { return n == states; }) &&
-                   std::all_of(optional.begin(), optional.end(), [&](size_t n) { return n == states || n == 0; });
-  return fit ? ffi::Error::Success() : ffi::Error::InvalidArgument("gru_jax: arrays like the states do not fit them");
+// Preactivations: all that the cell has, or none.
+template <class Buffer>
+void check_kept(Shapes& shapes, const Operands& o, const Buffer& r, const Buffer& z, const Buffer& n, const Buffer& q) {
+  const auto [T, G, B, D, H] = o.axes;
+  const bool kept = r.element_count() > 0;
+  shapes.has_if(kept, "kept r", r, {T, G, B, H}).has_if(kept, "kept z", z, {T, G, B, H}).has_if(kept, "kept n", n, {T, G, B, H});
+  shapes.has_if(kept && o.reset_after, "kept q", q, {T, G, B, H});
 }
 
 // Whether to write what is kept past the caches. So much of it would leave them before it is read, and push out everything else;
@@ -109,12 +111,12 @@ ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F
                   Bool mask, Bool resets, F32 reset_state, Result hs, Result kept_r, Result kept_z, Result kept_n, Result kept_q,
                   bool reset_after, bool reverse, int64_t threads) {
   Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_state, reset_after, reverse};
-  if (ffi::Error error = check(o, o.axes); error.failure()) return error;
-  if (!o.provide_zero()) return out_of_memory();
+  Shapes shapes = check(o);
   const Axes& axes = o.axes;
-  ffi::Error error = check_like_states(axes, {hs->element_count()}, {kept_r->element_count(), kept_z->element_count(),
-                                       kept_n->element_count(), kept_q->element_count()});
-  if (error.failure()) return error;
+  shapes.has("hs", *hs, {axes.steps, axes.groups, axes.rows, axes.H});
+  check_kept(shapes, o, *kept_r, *kept_z, *kept_n, *kept_q);
+  if (!shapes.fit()) return shapes.error();
+  if (!o.provide_zero()) return out_of_memory();
   const Call call(pool, threads, axes.flops());
   const PackedGroups packed = pack(call, axes, o.weights(), reset_after, false);
   if (!packed.memory) return out_of_memory();
@@ -122,7 +124,6 @@ ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F
   const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), axes.D, axes.H, reset_after, reverse};
   for (Result* result : {&hs, &kept_r, &kept_z, &kept_n, &kept_q}) prefer_large_pages(*result);
   const bool past_caches = go_past_caches({&kept_r, &kept_z, &kept_n, &kept_q});
-  if (axes.rows == 0) return ffi::Error::Success();
   return each_pass<States>(call, parts, call.kernels.states, largest, [&](int64_t i) -> States {
     const int64_t first = (parts.group(i) * axes.rows + parts.first(i)) * axes.H, step = axes.groups * axes.rows * axes.H;
     const auto series = [&](Result& to) -> MutableSeries { return {given(*to) ? to->typed_data() + first : nullptr, step}; };
@@ -151,14 +152,19 @@ ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias,
                     Result d_h_0, Result d_reset_state, Result d_kernel, Result d_bias, Result d_recurrent, Result d_recurrent_bias,
                     bool reset_after, bool reverse, int64_t threads) {
   Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_state, reset_after, reverse};
-  if (ffi::Error error = check(o, o.axes); error.failure()) return error;
-  if (!o.provide_zero()) return out_of_memory();
+  Shapes shapes = check(o);
   const Axes& axes = o.axes;
-  ffi::Error error = check_like_states(axes, {hs.element_count(), ct.element_count()}, {kept_r.element_count(),
-                                       kept_z.element_count(), kept_n.element_count(), kept_q.element_count()});
-  if (error.failure()) return error;
-  const int64_t D = axes.D, H = axes.H, all_rows = axes.groups * axes.rows;
+  const int64_t T = axes.steps, G = axes.groups, B = axes.rows, D = axes.D, H = axes.H, all_rows = G * B;
   const bool weights_wanted = d_kernel->element_count() > 0;
+  shapes.has("hs", hs, {T, G, B, H}).has("ct", ct, {T, G, B, H}).may_have("d_xs", *d_xs, {T, G, B, D}).has("d_h_0", *d_h_0, {G, B, H});
+  shapes.may_have("d_reset_state", *d_reset_state, {G, B, H});
+  shapes.has_if(weights_wanted, "d_kernel", *d_kernel, {G, D, 3 * H})
+      .has_if(weights_wanted, "d_recurrent_kernel", *d_recurrent, {G, H, 3 * H})
+      .has_if(weights_wanted && d_bias->element_count(), "d_bias", *d_bias, {G, 3 * H})
+      .has_if(weights_wanted && d_recurrent_bias->element_count(), "d_recurrent_bias", *d_recurrent_bias, {G, H});
+  check_kept(shapes, o, kept_r, kept_z, kept_n, kept_q);
+  if (!shapes.fit()) return shapes.error();
+  if (!o.provide_zero()) return out_of_memory();
   const Call call(pool, threads, 3 * axes.flops());
   const PackedGroups packed = pack(call, axes, o.weights(), reset_after, true);
   const Parts parts(axes.groups, axes.rows, rows_for_gradient(axes.rows, D, H));
@@ -167,7 +173,7 @@ ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias,
   if (!packed.memory || !partial) return out_of_memory();
   prefer_large_pages(d_xs);
   const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), D, H, reset_after, reverse};
-  error = each_pass<Gradient>(call, parts, call.kernels.gradient, largest, [&](int64_t i) -> Gradient {
+  const ffi::Error error = each_pass<Gradient>(call, parts, call.kernels.gradient, largest, [&](int64_t i) -> Gradient {
     const int64_t row = parts.group(i) * axes.rows + parts.first(i);
     float* d_x = d_xs->element_count() ? d_xs->typed_data() + row * D : nullptr;
     const auto series = [&](const F32& of) -> Series { return {given(of) ? of.typed_data() + row * H : nullptr, all_rows * H}; };
@@ -189,27 +195,16 @@ ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias,
 // source (T, G, B, H); each coefficient (T, G, period, H), mask and resets (T, G, period), where row i of B reads row i % period.
 ffi::Error linear(ffi::ThreadPool pool, F32 z, F32 r, F32 c_r, F32 c_z, F32 a_n, F32 recurrent, F32 drop, F32 source,
                   Bool mask, Bool resets, Result ys, bool reset_after, bool reverse, bool transposed, int64_t threads) {
-  if (source.dimensions().size() != 4 || z.dimensions().size() != 4) {
-    return ffi::Error::InvalidArgument("gru_jax: source and coefficients must have 4 axes");
-  }
+  Shapes shapes;
+  if (!shapes.has_axes("source", source, 4).has_axes("z", z, 4).fit()) return shapes.error();
   const auto shape = source.dimensions();
   const Axes axes = {shape[0], shape[1], shape[2], 0, shape[3]};
-  const int64_t H = axes.H, period = z.dimensions()[2];
+  const int64_t T = axes.steps, G = axes.groups, B = axes.rows, H = axes.H, period = z.dimensions()[2];
   const F32 coefficients[5] = {z, r, c_r, c_z, a_n};
-  for (const F32& c : coefficients) {
-    if (static_cast<int64_t>(c.element_count()) != axes.steps * axes.groups * period * H) {
-      return ffi::Error::InvalidArgument("gru_jax: coefficients do not fit each other");
-    }
-  }
-  for (const Bool& flags : {mask, resets}) {
-    if (given(flags) && static_cast<int64_t>(flags.element_count()) != axes.steps * axes.groups * period) {
-      return ffi::Error::InvalidArgument("gru_jax: mask and resets do not fit the coefficients");
-    }
-  }
-  if (static_cast<int64_t>(recurrent.element_count()) != axes.groups * H * 3 * H ||
-      (given(drop) && static_cast<int64_t>(drop.element_count()) != axes.groups * axes.rows * H)) {
-    return ffi::Error::InvalidArgument("gru_jax: operands do not fit each other");
-  }
+  for (const F32& c : coefficients) shapes.has("a coefficient", c, {T, G, period, H});
+  shapes.has("recurrent kernel", recurrent, {G, H, 3 * H}).may_have("drop", drop, {G, B, H}).has("ys", *ys, {T, G, B, H});
+  shapes.may_have("mask", mask, {T, G, period}).may_have("resets", resets, {T, G, period});
+  if (!shapes.fit()) return shapes.error();
   const Call call(pool, threads, axes.flops());
   const PackedGroups packed = pack(call, axes, {nullptr, nullptr, recurrent.typed_data(), nullptr}, reset_after, true);
   if (!packed.memory) return out_of_memory();
@@ -305,8 +300,27 @@ XLA_FFI_DEFINE_HANDLER(linear_handler, linear,
                                   .Attr<bool>("transposed")
                                   .Attr<int64_t>("threads"));
 
-constexpr Target kTargets[] = {
-    {"gru_jax_states", states_handler}, {"gru_jax_gradient", gradient_handler}, {"gru_jax_linear", linear_handler}};
+// A handler that throws nothing: XLA calls it as a function of C.
+template <XLA_FFI_Handler* handler>
+XLA_FFI_Error* guarded(XLA_FFI_CallFrame* frame) noexcept {
+  const auto error = [frame](XLA_FFI_Error_Code code, const char* message) {
+    XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, nullptr, message, code};
+    return frame->api->XLA_FFI_Error_Create(&args);
+  };
+  try {
+    return handler(frame);
+  } catch (const std::bad_alloc&) {
+    return error(XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "gru_jax: out of memory");
+  } catch (const std::exception& exception) {
+    return error(XLA_FFI_Error_Code_INTERNAL, exception.what());
+  } catch (...) {
+    return error(XLA_FFI_Error_Code_INTERNAL, "gru_jax: an unknown exception");
+  }
+}
+
+constexpr Target kTargets[] = {{"gru_jax_states", guarded<states_handler>},
+                               {"gru_jax_gradient", guarded<gradient_handler>},
+                               {"gru_jax_linear", guarded<linear_handler>}};
 
 }  // namespace
 

@@ -26,29 +26,27 @@ struct Rows {
   bool keep[kChunk];
 };
 
-// An update gate from its preactivation, with 1 − z beside it, each to full relative precision.
-struct Update {
-  V z, rest;
+// A gate from its preactivation, with 1 − σ beside it, each to full relative precision, and its derivative. Where a gate is
+// saturated the derivative is 0, not only small: it is multiplied by weights and their products, however large.
+struct Gate {
+  V value, rest, slope;
 };
 
-INLINE Update update_gate(V a_z) {
-  V e = exponential(a_z), rest = 1.0f / (1.0f + e);
-  return {e * rest, rest};
+INLINE Gate gate_of(V a) {
+  constexpr int32_t kSign = INT32_MIN;
+  V e = exponential((V)((Bits)a | kSign)), large = 1.0f / (1.0f + e), small = e * large;
+  return {a < 0.0f ? small : large, a < 0.0f ? large : small, small * large};
 }
 
-// A reset gate and its derivative.
-struct Reset {
-  V r, slope;
+// A candidate and its derivative, which is 0 where tanh_ratio has come to its end.
+struct Candidate {
+  V value, slope;
 };
 
-INLINE Reset reset_gate(V a_r) {
-  V e = exponential(-a_r), r = 1.0f / (1.0f + e);
-  return {r, e * r * r};
-}
-
-INLINE V tanh_of(V a) {
-  Ratio n = tanh_ratio(a);
-  return n.numerator / n.denominator;
+INLINE Candidate candidate_of(V a) {
+  Ratio ratio = tanh_ratio(a);
+  V n = ratio.numerator / ratio.denominator;
+  return {n, a * a > kTanhBound * kTanhBound ? V{} : 1.0f - n * n};
 }
 
 struct Linearise {
@@ -64,28 +62,28 @@ struct Linearise {
   INLINE_MEMBER V h_tm1(int64_t m, int64_t column) const { return load(rows->h_tm1[m] + column, H - column); }
 
   // The slots of a cell that resets after the product.
-  INLINE_MEMBER void after(int64_t m, int64_t block, Reset reset, V a_z, V a_n, V q) const {
-    Update u = update_gate(a_z);
-    V n = tanh_of(a_n), slope = u.rest * (1.0f - n * n);
-    keep_slots(m, block, reset.r, slope * q * reset.slope, (h_tm1(m, block * kLanes) - n) * (u.z * u.rest), slope, u.z);
+  INLINE_MEMBER void after(int64_t m, int64_t block, Gate r, V a_z, V a_n, V q) const {
+    Gate z = gate_of(a_z);
+    Candidate n = candidate_of(a_n);
+    V slope = z.rest * n.slope;
+    keep_slots(m, block, r.value, slope * q * r.slope, (h_tm1(m, block * kLanes) - n.value) * z.slope, slope, z.value);
   }
 
   // Those of one that resets before it: what the gates say, and r ⊙ h_in; then what the candidate adds.
   INLINE_MEMBER void before(int64_t m, int64_t block, V a_r, V a_z) const {
     int64_t column = block * kLanes;
-    Reset reset = reset_gate(a_r);
-    Update u = update_gate(a_z);
+    Gate r = gate_of(a_r), z = gate_of(a_z);
     V h_in = load(rows->states[m] + column, H - column);
-    store((float*)rows->resets[m] + column, reset.r * h_in, H - column);
-    keep_slots(m, block, reset.r, h_in * reset.slope, u.z * u.rest, u.rest, u.z);
+    store((float*)rows->resets[m] + column, r.value * h_in, H - column);
+    keep_slots(m, block, r.value, h_in * r.slope, z.slope, z.rest, z.value);
   }
 
   INLINE_MEMBER void complete(int64_t m, int64_t block, V a_n) const {
     int64_t column = block * kLanes;
     float* slot = chunk->slots + m * chunk->slots_stride + column;
-    V n = tanh_of(a_n);
-    store(slot + kCZ * width, load(slot + kCZ * width) * (h_tm1(m, column) - n));
-    store(slot + kAN * width, load(slot + kAN * width) * (1.0f - n * n));
+    Candidate n = candidate_of(a_n);
+    store(slot + kCZ * width, load(slot + kCZ * width) * (h_tm1(m, column) - n.value));
+    store(slot + kAN * width, load(slot + kAN * width) * n.slope);
   }
 
   INLINE_MEMBER void keep_slots(int64_t m, int64_t block, V r, V c_r, V c_z, V a_n, V z) const {
@@ -124,9 +122,9 @@ struct LineariseAfter : Linearise {
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        Reset reset = reset_gate(acc[i][p][0]);
+        Gate r = gate_of(acc[i][p][0]);
         V q = acc[i][p][2];
-        after(m + i, block + p, reset, acc[i][p][1], x_n[i][p] + reset.r * q, q);
+        after(m + i, block + p, r, acc[i][p][1], x_n[i][p] + r.value * q, q);
       }
     }
   }
@@ -186,7 +184,7 @@ static void linearise_kept(const Gradient& job, const Linearise& to) {
         return load(row_of(job.kept[which], t, row, to.H) + block * kLanes, to.H - block * kLanes);
       };
       if (sizes.reset_after) {
-        to.after(m, block, reset_gate(kept(kKeptR)), kept(kKeptZ), kept(kKeptN), kept(kKeptQ));
+        to.after(m, block, gate_of(kept(kKeptR)), kept(kKeptZ), kept(kKeptN), kept(kKeptQ));
       } else {
         to.before(m, block, kept(kKeptR), kept(kKeptZ));
         to.complete(m, block, kept(kKeptN));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <memory>
 
 namespace gru_jax {
@@ -13,15 +14,28 @@ struct Work {
   int64_t tasks;
   const std::function<void(int64_t)>& task;
   std::atomic<int64_t> next{0}, done{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error{};  // of the first that failed; for the caller once all is done
 
-  void take() {
+  void take() noexcept {
     int64_t finished = 0;
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks; ++finished) task(i);
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks; ++finished) attempt([&] { task(i); });
     if (finished && done.fetch_add(finished, std::memory_order_acq_rel) + finished == tasks) done.notify_all();
   }
 
-  void wait() {
+  void wait() noexcept {
     for (int64_t now; (now = done.load(std::memory_order_acquire)) < tasks;) done.wait(now, std::memory_order_acquire);
+  }
+
+  // Does something unless anything has failed.
+  template <class Action>
+  void attempt(Action action) noexcept {
+    if (failed.load(std::memory_order_relaxed)) return;
+    try {
+      action();
+    } catch (...) {
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
   }
 };
 
@@ -31,10 +45,13 @@ void run(int64_t tasks, int64_t threads, const Schedule& schedule, const std::fu
   if (tasks <= 0) return;
   [[maybe_unused]] const Visible call;
   auto work = std::make_shared<Work>(tasks, task);
-  for (int64_t helper = 1; helper < std::min(tasks, threads); ++helper) begin(schedule, [work] { work->take(); });
+  work->attempt([&] {
+    for (int64_t helper = 1; helper < std::min(tasks, threads); ++helper) begin(schedule, [work] { work->take(); });
+  });
   FlushDenormals flush;
   work->take();
   work->wait();
+  if (work->error) std::rethrow_exception(work->error);
 }
 
 }  // namespace gru_jax

@@ -11,7 +11,8 @@ namespace gru_jax {
 
 // Runs task(0) … task(tasks − 1) on up to `threads` threads, of which the caller is one, and returns when all are done. The
 // caller takes tasks like the others and waits only for those that another thread has begun: a pool that is busy, with other
-// calls of this function say, makes it slower but cannot stop it.
+// calls of this function say, makes it slower but cannot stop it. What a task throws, or scheduling, is thrown here, once no thread
+// is at a task any more; tasks that have not begun by then are left out.
 void run(int64_t tasks, int64_t threads, const Schedule& schedule, const std::function<void(int64_t)>& task);
 
 }  // namespace gru_jax

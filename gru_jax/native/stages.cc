@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -32,7 +33,7 @@ class Line {
 
   void walk() {
     for (int64_t i = walked_; i < count_; ++i) {
-      aside_until([this, i] { return ahead_ > i; });
+      if (!aside_until([this, i] { return ahead_ > i; })) return;
       stages_.walk(i, alone_);
       const std::lock_guard lock(mutex_);
       walked_ = i + 1;
@@ -45,12 +46,19 @@ class Line {
     aside_until([this] { return behind_ == count_; });
   }
 
+  // Lets both threads go.
+  void stop() {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+    changed_.notify_all();
+  }
+
  private:
-  // Works ahead of the walk or behind it, or waits for who does, until a condition holds.
+  // Works ahead of the walk or behind it, or waits for who does, until a condition holds; false if all was stopped.
   template <class Condition>
-  void aside_until(Condition reached) {
+  bool aside_until(Condition reached) {
     std::unique_lock lock(mutex_);
-    while (!reached()) {
+    while (!stopped_ && !reached()) {
       if (!busy_ && ahead_ < std::min(count_, behind_ + kInFlight)) {
         aside(lock, stages_.ahead, ahead_);
       } else if (!busy_ && behind_ < walked_) {
@@ -59,6 +67,7 @@ class Line {
         changed_.wait(lock);
       }
     }
+    return !stopped_;
   }
 
   void aside(std::unique_lock<std::mutex>& lock, const std::function<void(int64_t, const Share&)>& stage, int64_t& done) {
@@ -77,6 +86,7 @@ class Line {
   std::condition_variable changed_;
   Share alone_ = kAlone;
   bool busy_ = false;  // whether a thread is ahead or behind
+  bool stopped_ = false;
   int64_t ahead_ = 0, walked_ = 0, behind_ = 0;
 };
 
@@ -129,22 +139,54 @@ class Team {
       : stages_(stages),
         count_(stages.count),
         line_(stages),
-        patience_(std::max(2048.0, stages.duration / stages.count / 160)) {}
+        patience_(std::max(2048.0, stages.duration / stages.count / 160)),
+        limit_(4 * stages.duration + 1e6) {}
 
+  // Throws what a stage of either thread has thrown, once the other has left.
   void lead() {
+    attempt([this] { lead_all(); });
+    dismiss();
+    if (!failed_.load(std::memory_order_acquire)) return;
+    if (begin_.load() < count_) spin_until(patience_, [this] { return gone_.load(std::memory_order_acquire); });
+    std::rethrow_exception(error_);
+  }
+
+  void follow() noexcept {
+    attempt([this] { follow_all(); });
+    gone_.store(true, std::memory_order_release);
+  }
+
+  // A helper that has not joined yet never will.
+  void dismiss() {
+    int64_t undecided = -1;
+    begin_.compare_exchange_strong(undecided, count_);
+  }
+
+ private:
+  // Does something; an exception lets both threads go.
+  template <class Action>
+  void attempt(Action action) noexcept {
+    try {
+      action();
+    } catch (...) {
+      if (failed_.exchange(true)) return;
+      error_ = std::current_exception();
+      line_.stop();
+    }
+  }
+
+  void lead_all() {
     constexpr double kPause = 1000;  // ns, fifty times as long as a pause
     for (double waited = 0; waited < stages_.duration && !arrived_.load(std::memory_order_relaxed); waited += kPause) pause();
     Share share = kAlone;
     int64_t i = 0;
-    for (; i < count_ && !arrived_.load(std::memory_order_acquire); ++i) chunk(stages_, i, share);
-    line_.start(i);
-    begin_.store(i, std::memory_order_release);
+    for (; i < count_ && !joined_at(i); ++i) chunk(stages_, i, share);
     if (i == count_) return;
     share = {0, 2, meet, this};
     half_.store(are_near(share), std::memory_order_relaxed);
     meet(share);  // one more than kTrials, after which the helper knows
     if (half_.load(std::memory_order_relaxed)) {
-      for (; i < count_; ++i) chunk(stages_, i, share);
+      while (i < count_ && chunk(stages_, i, share)) ++i;
       meet(share);
     } else {
       line_.walk();
@@ -152,10 +194,22 @@ class Team {
     distrust.learn(share.members == 2);
   }
 
-  void follow() {
+  // Whether the helper is there to begin with chunk i.
+  bool joined_at(int64_t i) {
+    if (!arrived_.load(std::memory_order_acquire)) return false;
+    line_.start(i);
+    int64_t undecided = -1;
+    return begin_.compare_exchange_strong(undecided, i);
+  }
+
+  // A helper gives up where the caller does not come to the next chunk, which may wait for what this thread would do instead.
+  void follow_all() {
+    using Clock = std::chrono::steady_clock;
     arrived_.store(true, std::memory_order_release);
-    spin_until(patience_, [this] { return begin_.load(std::memory_order_acquire) >= 0; });
-    int64_t i = begin_.load(std::memory_order_relaxed);
+    const auto late = Clock::now() + std::chrono::duration<double, std::nano>(limit_);
+    spin_until(patience_, [&] { return begin_.load(std::memory_order_acquire) >= 0 || Clock::now() > late; });
+    dismiss();
+    int64_t i = begin_.load(std::memory_order_acquire);
     if (i == count_) return;
     Share share = {1, 2, meet, this};
     for (int trial = 0; trial <= kTrials; ++trial) {
@@ -168,7 +222,6 @@ class Team {
     meet(share);
   }
 
- private:
   // Whether the processors of the two are near enough each other for a meeting in every step, which saves half of it: with states
   // to hand over a meeting takes half as long again as without (measured).
   bool are_near(Share& share) {
@@ -192,9 +245,10 @@ class Team {
     const int64_t n = met_[0].value.load(std::memory_order_relaxed) + 1;
     if (unreliable_) last_.store(n, std::memory_order_relaxed);
     met_[0].value.store(n, std::memory_order_release);
-    if (!spin_until(patience_, [this, n] { return met_[1].value.load(std::memory_order_acquire) >= n; })) {
+    if (!spin_until(patience_, [this, n] { return met_[1].value.load(std::memory_order_acquire) >= n || failed_; })) {
       unreliable_ = ++late_ > n / 512;
     }
+    if (failed_) return false;
     if (last_.load(std::memory_order_relaxed) == n) share.members = 1;
     return true;
   }
@@ -202,8 +256,8 @@ class Team {
   bool meet_caller() {
     const int64_t n = met_[1].value.load(std::memory_order_relaxed) + 1;
     met_[1].value.store(n, std::memory_order_release);
-    spin_until(patience_, [this, n] { return met_[0].value.load(std::memory_order_acquire) >= n; });
-    return last_.load(std::memory_order_relaxed) != n;
+    spin_until(patience_, [this, n] { return met_[0].value.load(std::memory_order_acquire) >= n || failed_; });
+    return !failed_ && last_.load(std::memory_order_relaxed) != n;
   }
 
   static constexpr int kTrials = 9;
@@ -212,10 +266,12 @@ class Team {
   const int64_t count_;
   Line line_;
   const int64_t patience_;  // pauses, of about 20 ns: an eighth of a chunk, as halves of a stage need not take the same time
+  const double limit_;      // ns that the helper waits for the caller
   int64_t late_ = 0;  // how often the helper came late
   bool unreliable_ = false;
-  std::atomic<bool> arrived_{false}, half_{false};
-  std::atomic<int64_t> begin_{-1};                                  // the helper's first chunk, once it is known
+  std::atomic<bool> arrived_{false}, half_{false}, gone_{false}, failed_{false};
+  std::exception_ptr error_;                                        // of the first that failed
+  std::atomic<int64_t> begin_{-1};                                  // the helper's first chunk, once decided; count_: it does not join
   std::atomic<int64_t> last_{std::numeric_limits<int64_t>::max()};  // the meeting after which it is sent away
   struct alignas(64) Count {
     std::atomic<int64_t> value{0};
@@ -226,9 +282,13 @@ class Team {
 
 void run_stages(const Stages& stages, bool helped, const Schedule& schedule) {
   if (helped && distrust.allows()) {
-    auto team = std::make_shared<Team>(stages);
-    begin(schedule, [team] { team->follow(); });
-    return team->lead();
+    const auto team = std::make_shared<Team>(stages);
+    try {
+      if (begin(schedule, [team] { team->follow(); })) return team->lead();
+    } catch (...) {
+      team->dismiss();
+      throw;
+    }
   }
   Share alone = kAlone;
   for (int64_t i = 0; i < stages.count; ++i) chunk(stages, i, alone);

@@ -23,7 +23,8 @@ struct Stages {
 // Runs all stages of all chunks; each stage takes the chunks in order. With `helped`, another thread is asked to do half of every
 // stage, or what is ahead of the walk and behind it, whichever is faster; then up to kInFlight chunks are at work at a time, so
 // chunks i and i + kInFlight may share memory, without help all may. The caller does what nobody has begun, and waits only for what
-// another thread is at, but for a moment at the beginning.
+// another thread is at, but for a moment at the beginning. What a stage throws, or scheduling, is thrown here, once no thread is at a
+// stage any more.
 constexpr int64_t kInFlight = 3;
 void run_stages(const Stages& stages, bool helped, const Schedule& schedule);
 

@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <atomic>
+#include <memory>
 #include <thread>
 #include <utility>
 
@@ -45,12 +46,26 @@ Visible::~Visible() { ended.fetch_add(1, std::memory_order_acq_rel); }
 
 // Where few processors share a cache, Linux may wake a thread on the one where its waker goes on working, and leave it there for
 // milliseconds while another is idle.
-void begin(const Schedule& schedule, std::function<void()> closure) {
-  hand_over(schedule, [busy = processor(), closure = std::move(closure)] {
-    if (busy == processor()) leave(busy);
-    FlushDenormals flush;
-    closure();
-  });
+bool begin(const Schedule& schedule, std::function<void()> closure) {
+  struct Help {
+    std::function<void()> closure;
+    std::thread::id caller = std::this_thread::get_id();
+    int busy = processor();
+    bool refused = false;  // of the caller's thread alone
+
+    void come() noexcept {
+      if (std::this_thread::get_id() == caller) {
+        refused = true;
+        return;
+      }
+      if (busy == processor()) leave(busy);
+      FlushDenormals flush;
+      closure();
+    }
+  };
+  const auto help = std::make_shared<Help>(std::move(closure));
+  hand_over(schedule, [help] { help->come(); });
+  return !help->refused;
 }
 
 }  // namespace gru_jax

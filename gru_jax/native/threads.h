@@ -11,11 +11,13 @@
 
 namespace gru_jax {
 
-// Schedules a closure on some other thread.
+// Schedules a closure on some other thread. A pool may also run it at once, on the thread that schedules it, run it much later, or
+// never.
 using Schedule = std::function<void(std::function<void()>)>;
 
-// Runs a closure on some other thread, and not on the processor of the caller, which goes on. Denormals are flushed there.
-void begin(const Schedule& schedule, std::function<void()> closure);
+// Runs a closure, which must not throw, on some other thread, and not on the processor of the caller, which goes on. Denormals are
+// flushed there. On the caller's own thread it is not run at all; false if that has been tried, so that no help will come.
+bool begin(const Schedule& schedule, std::function<void()> closure);
 
 // Numbers too small for full precision count as zero while this lives: gradients that vanish over a long time pass through
 // them, and some processors take a hundred times as long for those.

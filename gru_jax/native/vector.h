@@ -61,9 +61,9 @@ INLINE V clamped(V x, float bound) {
 #endif
 }
 
-// eˣ to a relative error of about 2e-7, in [−80, 80]; beyond, its value at the bound. A NaN stays one.
+// eˣ to a relative error of about 2e-7, in [−87, 88]; above, its value at 88; 0 from −88 on. A NaN stays one.
 INLINE V exponential(V x) {
-  x = clamped(x, 80.0f);
+  x = clamped(x, 88.0f);
   // 2^(n + f), n an integer: adding and subtracting 1.5·2²³ rounds, and leaves n in the low bits.
   V t = x * 1.44269504f;
   V shifted = t + 12582912.0f;
@@ -82,8 +82,10 @@ struct Ratio {
   V numerator, denominator;
 };
 
+constexpr float kTanhBound = 8.0f;
+
 INLINE Ratio tanh_ratio(V x) {
-  x = clamped(x, 8.0f);
+  x = clamped(x, kTanhBound);
   V y = x * x;
   V p = y * 1.4525270e-8f + 2.1440408e-5f;
   V q = y * 8.2511873e-7f + 3.3679034e-4f;
