@@ -26,16 +26,34 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
       started: `time.perf_counter()` when the process began.
 
     Returns:
-      The exit status: 2 for a mistake in the arguments, else that of `experiments.session.train`,
-      `experiments.sweep.run` or `experiments.bench.session.run`.
+      The exit status: 2 for a mistake in the arguments, 141 if what reads the output has ended, as `head` does, else
+      that of `experiments.session.train`, `experiments.sweep.run` or `experiments.bench.session.run`.
     """
     started = time.perf_counter() if started is None else started
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return run(parse(arguments), started)
+        try:
+            return run(parse(arguments), started)
+        finally:
+            # What is left in the buffer meets a closed pipe here, and not when the interpreter ends.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_unread()
+        return 141
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _drop_unread() -> None:
+    """Sends what nobody reads any more to nowhere, so that Python does not complain of it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def run(options: Command, started: float) -> int:

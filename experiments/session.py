@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import runs, tasks, training
+from experiments import interrupts, runs, tasks, training
 from experiments.config import Train
 from experiments.progress import Progress
 from experiments.summary import text
@@ -38,12 +38,16 @@ def train(run: runs.Run, options: Train, started: float) -> int:
     Returns:
       The exit status: 0 if the run ended, 1 if it diverged, 130 if it was interrupted by Ctrl-C.
     """
+
+    def interrupted() -> str:
+        step = run.metrics[-1]["step"] if run.metrics else 0
+        return f"Interrupted at step {step}. Go on with:\n  {options.command()} --resume"
+
     try:
-        with Progress(options.config.steps, quiet=not run.writes) as progress:
+        with interrupts.on_leaving(say=interrupted), Progress(options.config.steps, quiet=not run.writes) as progress:
             result = finish(run, options, started, progress)
     except KeyboardInterrupt:
-        step = run.metrics[-1]["step"] if run.metrics else 0
-        print(f"\nInterrupted at step {step}. Go on with:\n  {options.command()} --resume", file=sys.stderr)
+        print(f"\n{interrupted()}", file=sys.stderr)
         return 130
     if run.writes:
         print(text(options, run, result))
@@ -62,7 +66,13 @@ def finish(run: runs.Run, options: Train, started: float, progress: Progress, be
 
 
 class _Session:
-    """The state of one call while it runs."""
+    """One call while it runs.
+
+    Attributes:
+      state: after the last recorded line.
+    """
+
+    state: State
 
     def __init__(self, run: runs.Run, options: Train, started: float):
         self.run, self.options, self.config = run, options, options.config
@@ -75,28 +85,39 @@ class _Session:
     def go(self, progress: Progress, before: int) -> dict[str, Any]:
         """From the last checkpoint, or from the start, to the end of the run; returns how it ended."""
         state = self.run.restore(jax.eval_shape(lambda: training.init(self.config)), self.mesh)
-        state = training.init(self.config, self.mesh) if state is None else state
-        progress.begin(self.options.name, self.task.baseline(self.config.length), int(state.step.max()), before)
-        state, status, reason = self._steps(state, progress)
-        return self._finish(state, status, reason)
+        self.state = training.init(self.config, self.mesh) if state is None else state
+        progress.begin(self.options.name, self.task.baseline(self.config.length), _step(self.state), before)
+        with interrupts.on_leaving(save=self._leave):
+            return self._finish(*self._steps(progress))
 
-    def _steps(self, state: State, progress: Progress) -> tuple[State, str, str]:
-        """Chunks until the end: the last good state, the status and, if it diverged, what happened."""
+    def _steps(self, progress: Progress) -> tuple[str, str]:
+        """Chunks until the end: the status and, if it diverged, what happened."""
         try:
             while (status := self._status()) is None:
-                state = self._chunk(state)
+                self._chunk()
                 line = self.run.metrics[-1]
                 progress.update(line["step"], line["eval_loss"], len(self._solved(line)))
                 if self._is_due():
-                    self.run.save(line["step"], state)
-                    self.last_save = time.perf_counter()
-            return state, status, ""
+                    self._save()
+            return status, ""
         except KeyboardInterrupt:
-            if self._is_recorded(state):
-                self.run.save(int(state.step.max()), state)
+            self._save()
             raise
         except DivergedError as reason:
-            return state, DIVERGED, str(reason)
+            return DIVERGED, str(reason)
+
+    def _save(self) -> None:
+        """Begins a checkpoint of the state, if its step is recorded and has none."""
+        step = _step(self.state)
+        if any(line["step"] == step for line in self.run.metrics):
+            with interrupts.held:
+                self.run.save(step, self.state)
+            self.last_save = time.perf_counter()
+
+    def _leave(self) -> None:
+        """The same, and waits for it."""
+        self._save()
+        self.run.close()
 
     def _is_due(self) -> bool:
         """Whether it is time for a checkpoint; several processes must agree, and have clocks of their own."""
@@ -104,8 +125,9 @@ class _Session:
             return True
         return time.perf_counter() - self.last_save >= self.options.checkpoint_seconds
 
-    def _chunk(self, state: State) -> State:
+    def _chunk(self) -> None:
         """One chunk of the seeds that have not solved the task, and its evaluation, recorded."""
+        state = self.state
         before = self.run.metrics[-1] if self.run.metrics else None
         solved = self._solved(before) if before else []
         active = [i for i in range(self.config.seeds) if i not in solved]
@@ -118,13 +140,15 @@ class _Session:
             # The call returned when the chunk was compiled and had begun to run.
             self.has_begun, timing = True, {"first_step_seconds": time.perf_counter() - self.started}
         measured = {"train_loss": np.asarray(loss).tolist()} | self._evaluate(part)
-        step = int(part.step.max())
+        step = _step(part)
         self._check_finite(measured, active, begin, step)
         line = {"step": step} | (_merged(before, measured, active) if before else measured)
+        state = _put(state, part, active) if len(active) < self.config.seeds else part
         now = time.perf_counter()
-        self.run.record(line, {"step": step, "seconds": now - self.last_line} | timing)
+        with interrupts.held:
+            self.run.record(line, {"step": step, "seconds": now - self.last_line} | timing)
+            self.state = state
         self.last_line = now
-        return _put(state, part, active) if len(active) < self.config.seeds else part
 
     def _check_finite(self, measured: Values, active: Sequence[int], begin: int, end: int) -> None:
         for name, values in measured.items():
@@ -173,13 +197,9 @@ class _Session:
             return SOLVED
         return SPENT if line["step"] >= self.config.steps else None
 
-    def _is_recorded(self, state: State) -> bool:
-        return int(state.step.max()) in (line["step"] for line in self.run.metrics)
-
-    def _finish(self, state: State, status: str, reason: str) -> dict[str, Any]:
+    def _finish(self, status: str, reason: str) -> dict[str, Any]:
         """Writes the last checkpoint, the curve and summary.json; returns what is in the latter."""
-        if self._is_recorded(state):
-            self.run.save(int(state.step.max()), state)
+        self._save()
         if self.run.metrics and self.run.writes:
             from experiments.plots import learning_curve
 
@@ -197,7 +217,8 @@ class _Session:
         if status == DIVERGED:
             checkpoint = self.run.checkpoint
             result |= {"reason": reason, "last_good_checkpoint": None if checkpoint is None else checkpoint.name}
-        self.run.finish(result)
+        with interrupts.held:
+            self.run.finish(result)
         return result
 
     def _solved_at(self) -> list[int | None]:
@@ -207,6 +228,11 @@ class _Session:
             for i in self._solved(line):
                 steps[i] = line["step"]
         return steps
+
+
+def _step(state: State) -> int:
+    """The steps that are done; without a computation, since another thread may be at one."""
+    return int(np.asarray(state.step).max())
 
 
 def _take(state: State, seeds: Sequence[int]) -> State:

@@ -28,7 +28,7 @@ from typing import Annotated, Any, get_type_hints
 import jax
 import tyro
 
-from experiments import config, runs, session
+from experiments import config, interrupts, runs, session
 from experiments.config import Config, Train
 from experiments.names import lookup
 from experiments.progress import Progress, spread
@@ -106,8 +106,12 @@ def run(options: Sweep, started: float) -> int:
         with runs.open_run(one):
             pass
     opened, results, before = [], [], 0
+    interrupted = f"Interrupted. Go on with:\n  {options.command()}"
     try:
-        with Progress(sum(one.config.steps for one in listed)) as progress:
+        with (
+            interrupts.on_leaving(say=lambda: interrupted),
+            Progress(sum(one.config.steps for one in listed)) as progress,
+        ):
             for one in listed:
                 with runs.open_run(one) as folder:
                     results.append(session.finish(folder, one, started, progress, before))
@@ -117,7 +121,7 @@ def run(options: Sweep, started: float) -> int:
                 jax.clear_caches()
                 started = time.perf_counter()
     except KeyboardInterrupt:
-        print(f"\nInterrupted. Go on with:\n  {options.command()}", file=sys.stderr)
+        print(f"\n{interrupted}", file=sys.stderr)
         return 130
     print(_table(listed, opened, results))
     print(f"\n{config.PROGRAM} report {shlex.quote(str(options.folder))} makes a page of it.")

@@ -20,6 +20,9 @@ from experiments.config import Config
 TRAINING, EVALUATION = 0, 1
 """Streams of data."""
 
+over_seeds = jax.vmap
+"""Makes a function of one seed's arrays one of all seeds'."""
+
 
 class State(NamedTuple):
     """All that the next step depends on; of all seeds, or of one.
@@ -54,7 +57,7 @@ def devices_mesh(devices: int) -> Mesh | None:
 def init(config: Config, mesh: Mesh | None = None) -> State:
     """The state before the first step, of all seeds; one compiled call."""
     seeds = jnp.arange(config.seed, config.seed + config.seeds, dtype=jnp.uint32)
-    return _constrain(jax.vmap(lambda seed: init_one(config, seed))(seeds), mesh)
+    return _constrain(over_seeds(lambda seed: init_one(config, seed))(seeds), mesh)
 
 
 def init_one(config: Config, seed: jax.Array) -> State:
@@ -79,7 +82,7 @@ def train_chunk(
     def step(state: State) -> tuple[State, jax.Array]:
         return train_step(config, config.model.apply, state, length, mesh)
 
-    state, losses = jax.lax.scan(lambda state, _: jax.vmap(step)(state), state, length=steps)
+    state, losses = jax.lax.scan(lambda state, _: over_seeds(step)(state), state, length=steps)
     return _constrain((state, losses.mean(axis=0)), mesh)
 
 
@@ -122,7 +125,7 @@ def evaluate(config: Config, state: State, length: int, draw: int, mesh: Mesh | 
         firsts = config.batch * jnp.arange(batches, dtype=jnp.int32)
         return jax.tree.map(jnp.mean, jax.lax.map(one_batch, (keys, firsts)))
 
-    return _constrain(jax.vmap(one_seed)(state), mesh)
+    return _constrain(over_seeds(one_seed)(state), mesh)
 
 
 def _constrain(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,9 @@ def test_contract(name, x64):
             assert "loss" in metrics
             assert all(value.shape == () and value.dtype == jnp.float32 for value in (loss, *metrics.values()))
             assert 0 < task.baseline(length) < math.inf
+        # Draws in another precision are other draws; bounds of draws may be float64, as scalars.
+        program = str(jax.make_jaxpr(lambda key: task.sample(key, 3, task.recipe.length))(KEY))
+        assert not re.search(r"f64\[\d", program)
     assert hash(task) == hash(type(task)())
     assert task == type(task)()
     assert task.min_length <= task.recipe.length <= (task.max_length or task.recipe.length)

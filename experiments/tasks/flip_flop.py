@@ -51,7 +51,7 @@ class FlipFlop(Task):
         shape = (length, batch, BITS)
         t = jnp.arange(length, dtype=jnp.int32)[:, None, None]
         pulse = (jax.random.uniform(key_pulse, shape, jnp.float32) < PULSE) | (t == 0)
-        sign = 2 * jax.random.bernoulli(key_sign, 0.5, shape).astype(jnp.float32) - 1
+        sign = 2 * jax.random.bernoulli(key_sign, jnp.float32(0.5), shape).astype(jnp.float32) - 1
         last = jax.lax.cummax(jnp.where(pulse, t, 0), axis=0)
         targets = jnp.take_along_axis(sign, last, axis=0)
         return Batch(jnp.where(pulse, sign, 0), targets, jnp.ones((length, batch), jnp.float32))
