@@ -383,7 +383,10 @@ def test_bad_weights_are_refused(case):
 
 def test_what_is_no_mapping_is_refused():
     for convert_it, message in [
-        (convert.from_torch, r"state_dict must be .* from module\.state_dict\(\)"),
+        (
+            convert.from_torch,
+            r"state_dict must be .* from module\.state_dict\(\) or torch\.load\(path, weights_only=True\)",
+        ),
         (convert.from_linen, r"variables must be .* from layer\.init"),
         (convert.from_nnx, r"state must be .* from nnx\.state\(layer, nnx\.Param\)"),
         (convert.from_haiku, r"params must be .* from init"),

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gru_jax.convert import foreign
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """The dtypes of ONNX' GRU."""
 
@@ -115,7 +117,8 @@ def _load(onnx: Any, source: Any) -> Any:
     except OSError:
         raise
     except Exception as error:  # protobuf's DecodeError, and onnx' own ValidationError, have no common ancestor
-        raise ValueError(f"{source} is damaged or not an ONNX model: {error}") from error
+        hint = foreign.another_file(source)
+        raise ValueError(f"{source} is damaged or not an ONNX model: {error}{hint}") from error
     return proto
 
 

@@ -187,7 +187,8 @@ class GRU(nnx.Module):
           model: as `gru_jax.convert` makes them. JAX turns float64 into float32 unless jax_enable_x64 is on.
           rngs: source of dropout, stream "dropout"; needed only if the layer drops anything.
           return_carry: what a call returns by default.
-          **changes: options that weights do not say, in place of the model's, as time_major, dropout and dtype.
+          **changes: options that weights do not say, in place of the model's, as time_major, dropout, dtype, gate_fn
+            and activation_fn.
 
         Raises:
           TypeError, ValueError: if the parameters of the model do not fit, or there is no such option.
