@@ -162,7 +162,7 @@ def _functions(given: Config) -> list[Any]:
                 f"config[{option!r}] must not be 'hard_sigmoid' in Keras 2, whose options these are: there it is "
                 "clip(0.2 x + 0.5, 0, 1), in Keras 3 and jax.nn it is clip(x/6 + 0.5, 0, 1)"
             )
-        ours = activations.KERAS.get(name, name) if isinstance(name, str) else name
+        ours = activations.KERAS.get(name, name) if isinstance(name, str) else None
         if ours not in activations.ACTIVATIONS:
             known = [*activations.ACTIVATIONS, *activations.KERAS]
             raise ValueError(

@@ -104,8 +104,7 @@ def _refuse_another_cell(layout: Layout, found: Found) -> None:
         height, width = value.shape[::-1] if layout.packing.transposed else value.shape
         message = foreign.another_cell(width / max(height, 1), f"{found.full(names[0])} of shape {value.shape}")
     else:
-        names = tuple(map(found.full, found.leaves))
-        message = foreign.another_cell(foreign.blocks_by_name(found.leaves), f"what has the parameters {names}")
+        message = foreign.another_cell(foreign.blocks_by_name(found.leaves), f"the cell in {found.before.strip(' .:')}")
     if message:
         raise ValueError(message)
 

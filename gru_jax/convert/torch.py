@@ -38,7 +38,7 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
         if match is None:
             raise ValueError(
                 f"state_dict must have the names of one torch.nn.GRU only under {prefix!r}, got {name!r} too"
-                f"{', of an LSTM with proj_size' * ('weight_hr' in name)}{_hint(state_dict)}"
+                f"{', of an LSTM with proj_size, which gru_jax has not' * ('weight_hr' in name)}{_hint(state_dict)}"
             )
         kind, ending, layer, backward = match.groups()
         found = cells.setdefault((int(layer or 0), bool(backward)), layouts.Found({}, prefix, ending))
