@@ -245,13 +245,13 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, x, lengths=None):
-        def rnn(cell={}, **options):
-            return self.rnn(self.cell(FEATURES, **FLOAT64, **cell), **options)
+        def rnn(name=None, **options):
+            return self.rnn(self.cell(FEATURES, **FLOAT64, name=name), **options)
 
         if self.place == "setup":
             return self.encoder(x, seq_lengths=lengths)
         if self.place == "named":
-            return rnn({"name": "encoder"}, reverse=True)(x, seq_lengths=lengths)
+            return rnn("encoder", reverse=True)(x, seq_lengths=lengths)
         if self.place == "both ways":
             return nn.Bidirectional(rnn(), rnn())(x, seq_lengths=lengths)
         if self.place == "rematerialised":
