@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gru_jax import checks
 
@@ -25,10 +26,24 @@ def step_shape(inputs: jax.Array, time_major: bool) -> tuple[int, ...]:
     return inputs.shape[1:] if time_major else (*inputs.shape[:-2], inputs.shape[-1])
 
 
-def step(carry: Any, inputs: Any, in_features: int | None, features: int) -> tuple[jax.Array, jax.Array]:
-    """The arguments of a cell's step as arrays that fit; any in_features if None."""
-    inputs = step_input("inputs", inputs, in_features)
-    return state("carry", carry, inputs.shape[:-1], features), inputs
+def step(carry: Any, inputs: Any, in_features: int | None, features: int | None) -> tuple[jax.Array, jax.Array]:
+    """The arguments of a cell's step as arrays that fit; any in_features, or features, if None.
+
+    Their batch axes broadcast against each other, as those of Flax's cells do.
+    """
+    inputs, carry = step_input("inputs", inputs, in_features), checks.array("carry", carry)
+    if carry.ndim < 1:
+        raise ValueError(f"carry must have shape (*batch, features), got {carry.shape}")
+    own = carry.shape[:-1]
+    carry = state("carry", carry, own, carry.shape[-1] if features is None else features)
+    try:
+        batch = jnp.broadcast_shapes(own, inputs.shape[:-1])
+    except ValueError as error:
+        raise ValueError(
+            f"carry must have shape (*batch, features), or what broadcasts to it, for inputs {inputs.shape}, "
+            f"got {carry.shape}"
+        ) from error
+    return jnp.broadcast_to(carry, (*batch, carry.shape[-1])), jnp.broadcast_to(inputs, (*batch, inputs.shape[-1]))
 
 
 def step_input(name: str, value: Any, in_features: int | None) -> jax.Array:

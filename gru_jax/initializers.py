@@ -60,6 +60,32 @@ def orthogonal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -
     return jax.nn.initializers.orthogonal()(key, shape, single_or_wider(dtype)).astype(dtype)
 
 
+def torch_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """U[−1/√H, 1/√H], with which PyTorch begins all weights and biases of a `torch.nn.GRU`.
+
+    H is the width of the state, not of what a matrix multiplies: the last axis of one gate's kernel (D, H), recurrent
+    kernel (H, H) and bias (H,). So it is `kernel_init`, `recurrent_kernel_init` and `bias_init` alike. (Of r and z
+    PyTorch has two biases, which are added and each drawn so; here there is one.)
+
+    Args:
+      key: a PRNG key.
+      shape: (..., H), of one gate.
+      dtype: of the result.
+
+    Returns:
+      The weights.
+
+    >>> import gru_jax
+    >>> drawn = dict.fromkeys(("kernel_init", "recurrent_kernel_init", "bias_init"), torch_uniform)
+    >>> params = gru_jax.CUDNN.init(jax.random.key(0), in_features=3, features=100, **drawn)
+    >>> [bool((0.09 < abs(leaf).max()) & (abs(leaf).max() <= 0.1)) for leaf in params]
+    [True, True, True, True]
+    """
+    bound = shape[-1] ** -0.5
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jax.random.uniform(key, shape, wide, minval=-bound, maxval=bound).astype(dtype)
+
+
 def chrono(max_time: int) -> Initializer:
     """Bias of the update gate for memories as long as `max_time` steps: b_z = ln U[1, max_time − 1].
 

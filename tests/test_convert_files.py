@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 import gru_jax
 from gru_jax import convert
-from gru_jax.convert import files
+from gru_jax.convert import activations, cli, files
 from tests.cases import CELLS
 from tests.models import DTYPES, assert_identical, inputs, model
 
@@ -94,6 +95,61 @@ def test_a_file_of_another_kind_is_refused(tmp_path, data):
         convert.load(tmp_path / "other")
 
 
+FOREIGN = {
+    "net.pt": (
+        b"PK\x03\x04" + bytes(26) + b"net/data.pkl",
+        r"torch.save.*from_torch\(torch.load\('.*net.pt', weights_only",
+    ),
+    "old.pth": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + bytes(50), "it is a file of torch.save, a pickle"),
+    "net.keras": (b"PK\x03\x04" + bytes(26) + b"metadata.json", "it is a file of Keras: .*from_keras takes"),
+    "net.h5": (b"\x89HDF\r\n\x1a\n" + bytes(50), "it is a file of Keras"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_another_framework_is_said_to_be_so(tmp_path, capsys, name):
+    data, message = FOREIGN[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    for read in (convert.load, convert.load_torch_safetensors, convert.from_onnx):
+        with pytest.raises(ValueError, match=f"is damaged or not .*; .*{message}"):
+            read(path)
+    for options in ([], ["--from", "torch"]):
+        assert cli.main([str(path), str(tmp_path / "out.onnx"), *options]) == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_save_writes_is_said_to_be_so(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    for name, module in {"gru.bin": torch.nn.GRU(3, 4), "lstm.ckpt": torch.nn.LSTM(3, 4)}.items():
+        torch.save(module.state_dict(), tmp_path / name, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(ValueError, match=r"torch\.save.*from_torch\(torch\.load"):
+            convert.load_torch_safetensors(tmp_path / name)
+    assert convert.from_torch(torch.load(tmp_path / "gru.bin", weights_only=True)).stack.features == 4
+
+
+def test_an_lstm_in_a_checkpoint_is_said_to_be_one(tmp_path, capsys):
+    path = tmp_path / "net.safetensors"
+    state = {"weight_ih_l0": (16, 3), "weight_hh_l0": (16, 4), "bias_ih_l0": (16,), "bias_hh_l0": (16,)}
+    safetensors.save_file({f"rnn.{name}": np.ones(shape) for name, shape in state.items()}, path)
+    with pytest.raises(ValueError, match=r"rnn\.weight_hh_l0 of shape \(16, 4\) is of an LSTM"):
+        convert.load_torch_safetensors(path, prefix="rnn.")
+    assert cli.main([str(path), str(tmp_path / "out.onnx"), "--prefix", "rnn."]) == 2
+    assert "is of an LSTM" in capsys.readouterr().err
+
+
+ACTIVATIONS = list(activations.ACTIVATIONS)
+
+
+@pytest.mark.parametrize("gate", ACTIVATIONS)
+def test_activations_are_saved_by_name(tmp_path, gate):
+    candidate = ACTIVATIONS[ACTIVATIONS.index(gate) - 1]
+    one = model(gru_jax.GRU(True, activations.ACTIVATIONS[gate], activations.ACTIVATIONS[candidate]))
+    convert.save(tmp_path / "gru.safetensors", one)
+    assert_identical(convert.load(tmp_path / "gru.safetensors"), one)
+
+
 def rewritten(path, change_metadata=None, change_tensors=None):
     """The golden file with other metadata or tensors."""
     with safetensors.safe_open(GOLDEN, framework="np") as file:
@@ -123,8 +179,8 @@ BAD_METADATA = {
     "list": (lambda m: m.update(stack="[]"), "a stack in its metadata that is not understood"),
     "unknown field": (stack_with(colour="red"), "not understood.*colour"),
     "activation": (
-        stack_with(cell={"reset_after": True, "gate": "relu", "candidate": "tanh"}),
-        "gate must be one of 'sigmoid', 'tanh', got 'relu'",
+        stack_with(cell={"reset_after": True, "gate": "softmax", "candidate": "tanh"}),
+        "gate must be one of 'sigmoid', 'tanh', .*, got 'softmax'",
     ),
     "cell": (stack_with(cell={"reset_after": 1, "gate": "sigmoid", "candidate": "tanh"}), "reset_after must be a bool"),
     "features": (stack_with(features=0), "features must be at least 1"),
@@ -161,7 +217,7 @@ def test_a_model_that_cannot_be_saved_leaves_the_file_as_it_was(tmp_path):
     before = path.read_bytes()
     short = dataclasses.replace(model(num_layers=2), params=model().params)
     for bad, error, message in [
-        (model(gru_jax.GRU(candidate=jax.nn.relu)), ValueError, "candidate must be a function that has a name"),
+        (model(gru_jax.GRU(candidate=jax.nn.gelu)), ValueError, "candidate must be a function that has a name"),
         (short, ValueError, "model.params must have 2 members"),
         (model().params, TypeError, "model must be a gru_jax.convert.Model, as layer.model is, got tuple"),
     ]:

@@ -1,5 +1,6 @@
 """Weights from and to Flax, Haiku and Equinox: outputs and final states. All frameworks: there and back bit for bit."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -48,6 +49,92 @@ def test_linen(dtype, bidirectional):
     assert_identical(convert.from_linen(variables["params"]), m)
 
 
+BOXES = [linen.with_partitioning, linen.with_logical_partitioning]
+
+
+@pytest.mark.parametrize("box", BOXES, ids=["partitioned", "logically"])
+@pytest.mark.parametrize("on_mesh", [False, True], ids=["no mesh", "mesh"])
+def test_boxed_parameters_of_linen(box, on_mesh):
+    inits = {
+        "kernel_init": box(random_kernel, (None, "model")),
+        "recurrent_kernel_init": box(random_kernel, ("model", None)),
+        "bias_init": box(linen.initializers.normal(), ("model",)),
+    }
+    layer = gru_jax.linen.GRU(4, num_layers=2, bidirectional=True, **inits)
+    variables = layer.init(jax.random.key(0), inputs())
+    plain = linen.meta.unbox(variables)
+    assert jax.tree.structure(variables) != jax.tree.structure(plain)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))) if on_mesh else contextlib.nullcontext():
+        m = layer.model(variables)
+    assert_identical(m, layer.model(plain))
+    assert_identical(convert.Model.of(layer, variables), m)
+    assert_identical(convert.from_linen(variables), m)
+    again, given = gru_jax.linen.GRU.from_model(m)
+    np.testing.assert_array_equal(again.apply(given, inputs()), layer.apply(variables, inputs()))
+    flax = linen.RNN(linen.GRUCell(4, **inits))
+    variables = flax.init(jax.random.key(0), inputs())
+    assert_identical(convert.from_linen(variables), convert.from_linen(linen.meta.unbox(variables)))
+
+
+class Tagger(linen.Module):
+    """A model of Flax's with two GRUs, one of which runs both ways, and something else."""
+
+    rnn: type = linen.RNN
+    cell: type = linen.GRUCell
+
+    @linen.compact
+    def __call__(self, xs):
+        def rnn(**names):
+            return self.rnn(self.cell(4, recurrent_kernel_init=random_kernel, **names))
+
+        xs = linen.Bidirectional(rnn(), rnn())(xs)
+        return linen.Dense(5)(rnn(name="encoder")(linen.BatchNorm(use_running_average=True)(xs)))
+
+
+def test_a_gru_of_a_model_of_linen():
+    variables = Tagger().init(jax.random.key(0), inputs())
+    params = variables["params"]
+    m = convert.from_linen(variables, path="encoder")
+    assert_identical(m, convert.from_linen(params["encoder"]))
+    assert_identical(m, convert.from_linen(params, path="/encoder/"))
+    assert_identical(m, convert.from_linen(variables, path="params/encoder"))
+    both = {"forward_rnn": {"cell": params["GRUCell_0"]}, "backward_rnn": {"cell": params["GRUCell_1"]}}
+    deeper = {"params": {"net": {"rnn": {"layers_0": both}, "head": params["Dense_0"]}}}
+    assert_identical(convert.from_linen(deeper, path="net/rnn"), convert.from_linen(both))
+    for tree, path, message in [
+        (variables, "", r"variables must have params only, got \['batch_stats"),
+        (params, "", r"path must say which .* one of \['GRUCell_0', 'GRUCell_1', 'encoder'\]"),
+        (deeper, "", r"path must say which .* one of \['net/rnn'\]"),
+        (params, "GRUCell_2", r"must have parameters under path 'GRUCell_2'; paths of GRUs in it: \['GRUCell_0', 'GRU"),
+        (params, "Dense_0", r"variables under 'Dense_0': hr\.kernel must be there"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            convert.from_linen(tree, path=path)
+
+
+def test_our_layer_takes_the_weights_of_the_one_it_replaces():
+    """The tree of a model whose loop is ours, from a checkpoint of one whose loop was Flax's, and back."""
+    xs = jnp.asarray(inputs())
+    variables = Tagger().init(jax.random.key(0), xs)
+    ours = Tagger(gru_jax.linen.RNN, gru_jax.linen.GRUCell)
+    drawn = ours.init(jax.random.key(0), xs)
+    assert jax.tree.structure(variables) == jax.tree.structure(drawn)
+    np.testing.assert_allclose(ours.apply(variables, xs), Tagger().apply(variables, xs), atol=1e-6)
+
+    class Replaced(linen.Module):
+        @linen.compact
+        def __call__(self, xs):
+            xs = gru_jax.linen.GRU(4, bidirectional=True)(xs)
+            return linen.Dense(5)(gru_jax.linen.GRU(4)(linen.BatchNorm(use_running_average=True)(xs)))
+
+    params = dict(variables["params"])
+    both = {f"{way}_rnn": {"cell": params.pop(f"GRUCell_{i}")} for i, way in enumerate(("forward", "backward"))}
+    params["GRU_0"] = convert.to_linen(convert.from_linen(both))["params"]
+    params["GRU_1"] = convert.to_linen(convert.from_linen({"encoder": params.pop("encoder")}, path="encoder"))["params"]
+    outputs = Replaced().apply(variables | {"params": params}, xs)
+    np.testing.assert_allclose(outputs, Tagger().apply(variables, xs), atol=1e-6)
+
+
 @few
 @given(
     st.sampled_from([gru_jax.CUDNN, gru_jax.CHO2014, gru_jax.GOODFELLOW]),
@@ -90,6 +177,36 @@ def test_nnx(dtype, bidirectional):
     check_same(m, theirs, dtype)
     assert_identical(convert.from_nnx(nnx.state(layer, nnx.Param)), m)
     assert_identical(convert.from_nnx(nnx.to_pure_dict(nnx.state(layer, nnx.Param))), m)
+
+
+def test_variables_of_nnx_with_metadata():
+    """What annotates a variable stays with the target."""
+    partitioned = nnx.with_partitioning(nnx.initializers.normal(), (None, "model"))
+
+    def rnn(seed):
+        options = {"kernel_init": partitioned, "recurrent_kernel_init": partitioned, "rngs": nnx.Rngs(seed)}
+        with nnx.use_eager_sharding(False):
+            return nnx.RNN(nnx.GRUCell(3, 4, **options), rngs=nnx.Rngs(seed))
+
+    layer, target = rnn(0), rnn(1)
+    m = convert.from_nnx(nnx.state(layer, nnx.Param))
+    nnx.update(target, nnx.State(convert.to_nnx(m)))
+    assert target.cell.dense_i.kernel.get_metadata()["out_sharding"] == (None, "model")
+    np.testing.assert_allclose(target(inputs()), layer(inputs()), atol=1e-6)
+    assert_identical(convert.from_nnx(nnx.state(target, nnx.Param)), m)
+
+
+def test_a_gru_of_a_model_of_nnx():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.RNN(nnx.GRUCell(3, 4, rngs=rngs), rngs=rngs)])
+            self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    net = Net(nnx.Rngs(0))
+    state = nnx.state(net, nnx.Param)
+    assert_identical(convert.from_nnx(state, path="layers/0"), convert.from_nnx(nnx.state(net.layers[0], nnx.Param)))
+    with pytest.raises(ValueError, match=r"state must be of one GRU, or path must say .* one of \['layers/0'\]"):
+        convert.from_nnx(state)
 
 
 def without_recurrent_bias(m):
@@ -153,8 +270,19 @@ def test_a_layer_has_options_that_weights_do_not_say():
     assert_identical(linen_layer.model(variables), changed)
     with pytest.raises(ValueError, match=r"model\.params must have 3 members"):
         gru_jax.nnx.GRU.from_model(m, num_layers=3)
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(TypeError, match="from_model has no option colour, only return_carry, gate_fn, activation_fn, "):
         gru_jax.linen.GRU.from_model(m, colour="red")
+
+
+def test_a_layer_has_other_equations_than_its_model():
+    m, cell = model(use_bias=False), gru_jax.GRU(False, jax.nn.hard_sigmoid, jax.nn.relu)
+    changes = {"gate_fn": cell.gate, "activation_fn": cell.candidate, "reset_after": False}
+    expected = convert.Model(m.params, dataclasses.replace(m.stack, cell=cell))
+    layer, variables = gru_jax.linen.GRU.from_model(m, **changes)
+    assert_identical(layer.model(variables), expected)
+    assert_identical(gru_jax.nnx.GRU.from_model(m, **changes).model, expected)
+    with pytest.raises(ValueError, match="recurrent_bias must be None with reset_after=False"):
+        gru_jax.nnx.GRU.from_model(model(), reset_after=False)
 
 
 def test_a_model_of_a_layer_or_a_cell():
@@ -374,6 +502,33 @@ BAD = {
 }
 
 
+FLAX_LSTM = {name: {"kernel": np.ones((4, 4))} for name in ("ii", "if", "ig", "io", "hi", "hf", "hg", "ho")}
+OTHER_CELLS = {
+    "linen": (lambda: convert.from_linen({"cell": FLAX_LSTM}), "the cell in variables: cell is of an LSTM"),
+    "linen in a model": (lambda: convert.from_linen({"rnn": FLAX_LSTM}, path="rnn"), "variables under 'rnn' is of an"),
+    "nnx": (lambda: convert.from_nnx({"cell": FLAX_LSTM}), "the cell in state: cell is of an LSTM"),
+    "nnx in one": (
+        lambda: convert.from_nnx({"cell": {"dense_h": {"kernel": np.ones((4, 16))}}}),
+        r"state: cell\.dense_h\.kernel of shape \(4, 16\) is of an LSTM",
+    ),
+    "haiku": (
+        lambda: convert.from_haiku({"net/lstm/linear": {"w": np.ones((7, 16)), "b": np.ones(16)}}),
+        "module 'net/lstm/linear' is of an LSTM",
+    ),
+    "equinox": (
+        lambda: convert.from_equinox({"weight_hh": np.ones((16, 4)), "weight_ih": np.ones((16, 3))}),
+        r"cells\[0\]\.weight_hh of shape \(16, 4\) is of an LSTM",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_CELLS)
+def test_what_is_of_an_lstm_is_said_to_be_so(case):
+    convert_it, message = OTHER_CELLS[case]
+    with pytest.raises(ValueError, match=rf"{message}.* gru_jax\.cells\.LSTM .* in the order i, f, g, o"):
+        convert_it()
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_weights_are_refused(case):
     convert_it, message = BAD[case]
@@ -383,7 +538,10 @@ def test_bad_weights_are_refused(case):
 
 def test_what_is_no_mapping_is_refused():
     for convert_it, message in [
-        (convert.from_torch, r"state_dict must be .* from module\.state_dict\(\)"),
+        (
+            convert.from_torch,
+            r"state_dict must be .* from module\.state_dict\(\) or torch\.load\(path, weights_only=True\)",
+        ),
         (convert.from_linen, r"variables must be .* from layer\.init"),
         (convert.from_nnx, r"state must be .* from nnx\.state\(layer, nnx\.Param\)"),
         (convert.from_haiku, r"params must be .* from init"),

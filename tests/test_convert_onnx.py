@@ -10,6 +10,7 @@ import pytest
 
 import gru_jax
 from gru_jax import convert
+from gru_jax.convert import activations
 from tests.cases import CELLS
 from tests.models import DTYPES, assert_identical, inputs, model
 
@@ -67,6 +68,16 @@ def test_onnxruntime_computes_what_we_do(one, lengths, carry, batch, time):
         given["initial_carry"] = states if len(states) > 1 else states[0]
     assert_close(run(proto, feed), ours(one, feed["inputs"], **given))
     assert_identical(convert.from_onnx(proto), one)
+
+
+@pytest.mark.parametrize("name", activations.ONNX)
+def test_activations_are_those_of_onnxruntime(name):
+    function = activations.ACTIVATIONS[name]
+    for cell in (gru_jax.GRU(gate=function), gru_jax.GRU(candidate=function, reset_after=False)):
+        one, xs = model(cell), inputs(time=2)
+        proto = convert.to_onnx(one)
+        assert_close(run(proto, {"inputs": xs}), ours(one, xs))
+        assert_identical(convert.from_onnx(proto), one)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -259,7 +270,10 @@ REFUSED = {
     "alpha": (dict(activation_alpha=[0.5]), r"node 'gru' has activation_alpha=\[0.5\]"),
     "beta": (dict(activation_beta=[0.5]), r"node 'gru' has activation_beta=\[0.5\]"),
     "unknown": (dict(output_sequence=1), "node 'gru' is not valid in ONNX: Unrecognized attribute: output_sequence"),
-    "foreign": (dict(activations=["Sigmoid", "Relu"]), "activations of node 'gru' must be one of .*, got 'Relu'"),
+    "foreign": (
+        dict(activations=["HardSigmoid", "Tanh"]),
+        r"activations of node 'gru' must be some of .*, got \['HardSigmoid', 'Tanh'\]",
+    ),
     "few": (dict(activations=["Sigmoid"]), r"node 'gru' must have activations that are 2 names.* got \['Sigmoid'\]"),
     "unlike": (
         dict(direction="bidirectional", activations=["Sigmoid", "Tanh", "Sigmoid", "Sigmoid"]),
@@ -357,10 +371,21 @@ def test_no_such_nodes():
 
 
 def test_a_model_that_onnx_cannot_hold_is_refused():
-    with pytest.raises(ValueError, match="gate must be a function that has a name"):
-        convert.to_onnx(model(gru_jax.GRU(gate=jax.nn.hard_sigmoid)))
+    for gate, message in [
+        (jax.nn.hard_sigmoid, "gate must be one that ONNX' GRU has, some of .*, got 'hard_sigmoid'"),
+        (jax.nn.gelu, "gate must be a function that has a name"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            convert.to_onnx(model(gru_jax.GRU(gate=gate)))
     with pytest.raises(TypeError, match=r"model must be a gru_jax.convert.Model, a layer or a cell, got Stack"):
         convert.to_onnx(model().stack)
+
+
+def test_nodes_of_other_cells_are_said_to_be_so():
+    for kind, what in [("LSTM", "an LSTM.*gru_jax.cells.LSTM.*i, f, g, o"), ("RNN", "a simple.*gru_jax.cells.Elman")]:
+        made = onnx.helper.make_node(kind, ["X", "W", "R"], ["Y"], name="rnn", hidden_size=4)
+        with pytest.raises(ValueError, match=f"must have a GRU node .*; node 'rnn' is of {what}"):
+            convert.from_onnx(graph([made], {}))
 
 
 def test_layers_and_cells_are_written_too():

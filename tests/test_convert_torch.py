@@ -118,11 +118,19 @@ REFUSED = {
     "missing": (drop("rnn.weight_ih_l1"), r"rnn\.weight_ih_l1 must be there, of shape .* = \(12, 4\), got \["),
     "bias": (drop("rnn.bias_hh_l1"), r"rnn\.bias_hh_l1 must be there, of shape \(3·features,\) = \(12,\), got \["),
     "unknown": (put("rnn.extra", np.ones(2)), r"only under 'rnn\.', got 'rnn\.extra' too"),
-    "projection": (put("rnn.weight_hr_l0", np.ones((2, 4))), r"got 'rnn\.weight_hr_l0' too"),
+    "projection": (put("rnn.weight_hr_l0", np.ones((2, 4))), r"got 'rnn\.weight_hr_l0' too, of an LSTM with proj_size"),
     "layer": (put("rnn.weight_ih_l3", np.ones((12, 4))), r"must have rnn\.weight_hh_l2, got"),
     "lstm": (
         put("rnn.weight_ih_l0", np.ones((16, 3))),
         r"rnn\.weight_ih_l0 must have shape .* got \(16, 3\)",
+    ),
+    "all of an lstm": (
+        lambda state: state.update({name: np.ones((16, *value.shape[1:])) for name, value in state.items()}),
+        r"rnn\.weight_hh_l0 of shape \(16, 4\) is of an LSTM.*gru_jax\.cells\.LSTM has its equations.* i, f, g, o",
+    ),
+    "all of an rnn": (
+        lambda state: state.update({name: np.ones((4, *value.shape[1:])) for name, value in state.items()}),
+        r"rnn\.weight_hh_l0 of shape \(4, 4\) is of a simple recurrent network.*gru_jax\.cells\.Elman has its",
     ),
     "scalar": (
         put("rnn.weight_ih_l0", np.ones(())),
@@ -139,6 +147,32 @@ def test_what_is_no_gru_is_refused(case):
     change(state)
     with pytest.raises(ValueError, match=message):
         convert.from_torch(state, prefix="rnn.")
+
+
+def test_a_checkpoint_with_more_than_a_state_dict():
+    state = convert.to_torch(model())
+    with pytest.raises(
+        ValueError, match=r"it is a checkpoint, with state dicts of its own: .* \['model', 'optimizer'\]"
+    ):
+        convert.from_torch({"model": state, "optimizer": {}, "epoch": 3})
+
+
+def test_the_initialisation_of_torch():
+    """Of all weights and biases, whatever a matrix multiplies: the same bounds, mean and spread."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    layer = torch.nn.GRU(200, 64)
+    drawn = dict.fromkeys(("kernel_init", "recurrent_kernel_init", "bias_init"), gru_jax.initializers.torch_uniform)
+    params = gru_jax.CUDNN.init(jax.random.key(0), 200, 64, **drawn)
+    module = gru_jax.linen.GRU(64, **drawn).init(jax.random.key(0), jnp.ones((1, 1, 200)))["params"]["cell"]
+    kernels = {"weight_ih_l0": params.kernel, "weight_hh_l0": params.recurrent_kernel, "bias_ih_l0": params.bias}
+    kernels |= {"weight_ih_l0 ": module["in"]["kernel"], "weight_hh_l0 ": module["hn"]["kernel"]}
+    for name, ours in kernels.items():
+        theirs = getattr(layer, name.strip()).detach().numpy()
+        for values in (np.asarray(ours), theirs):
+            assert 0.95 / 8 < abs(values).max() <= 1 / 8, name
+            np.testing.assert_allclose(values.std(), 1 / 8 / 3**0.5, rtol=0.15)
+            assert abs(values.mean()) < 0.03
 
 
 def test_what_torch_cannot_hold_is_refused():

@@ -10,9 +10,10 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 import gru_jax
-from gru_jax.linen import GRU, GRUCell
+from gru_jax.linen import GRU, RNN, GRUCell
 from tests.sequences import (
     BATCH,
     FEATURES,
@@ -198,6 +199,98 @@ def test_carry_of_a_cell():
     assert_close(GRUCell(FEATURES).initialize_carry(None, shape), jnp.zeros((BATCH, FEATURES)))
     drawn = GRUCell(FEATURES, carry_init=nn.initializers.normal(1.0)).initialize_carry(KEY, shape)
     assert_close(drawn, nn.GRUCell(FEATURES, carry_init=nn.initializers.normal(1.0)).initialize_carry(KEY, shape))
+
+
+# --- In the place of Flax's own -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [FEATURES, FEATURES + 2])
+def test_a_cell_is_as_wide_as_its_carry(width):
+    """As in Flax, whose examples have cells of other features; in its RNN too."""
+    x = inputs()
+    start = normal(5, BATCH, width)
+    ours, flax = GRUCell(FEATURES, **FLOAT64), flax_cell()
+    variables = flax.init(KEY, start, x[:, 0])
+    assert jax.tree.structure(ours.init(KEY, start, x[:, 0])) == jax.tree.structure(variables)
+    assert_close(ours.init(KEY, start, x[:, 0]), variables, 0)
+    assert_close(ours.apply(variables, start, x[:, 0]), flax.apply(variables, start, x[:, 0]))
+    expected = nn.RNN(flax).apply({"params": {"cell": variables["params"]}}, x, initial_carry=start)
+    for rnn in (nn.RNN(ours), RNN(ours)):
+        got = jax.jit(rnn.apply)({"params": {"cell": variables["params"]}}, x, initial_carry=start)
+        assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("carry", "x"), [((4,), (3, 2)), ((1, 4), (3, 2)), ((3, 4), (2,)), ((5, 3, 4), (3, 2)), ((4,), (2,))], ids=str
+)
+def test_batch_axes_of_a_cell_broadcast(carry, x):
+    carry, x = normal(0, *carry), normal(1, *x)
+    variables = nn.GRUCell(4, **FLOAT64).init(KEY, carry, x)
+    expected = nn.GRUCell(4).apply(variables, carry, x)
+    assert_close(GRUCell(4).apply(variables, carry, x), expected)
+    cell = gru_jax.nnx.GRUCell(2, 4, rngs=nnx.Rngs(0))
+    assert cell(carry, x)[0].shape == expected[0].shape
+
+
+class Model(nn.Module):
+    """One place where Flax's RNN may stand, with a name or without."""
+
+    rnn: type
+    cell: type
+    place: str
+
+    def setup(self):
+        if self.place == "setup":
+            self.encoder = self.rnn(self.cell(FEATURES, **FLOAT64))
+
+    @nn.compact
+    def __call__(self, x, lengths=None):
+        def rnn(name=None, **options):
+            return self.rnn(self.cell(FEATURES, **FLOAT64, name=name), **options)
+
+        if self.place == "setup":
+            return self.encoder(x, seq_lengths=lengths)
+        if self.place == "named":
+            return rnn("encoder", reverse=True)(x, seq_lengths=lengths)
+        if self.place == "both ways":
+            return nn.Bidirectional(rnn(), rnn())(x, seq_lengths=lengths)
+        if self.place == "rematerialised":
+            return nn.remat(self.rnn)(self.cell(FEATURES, **FLOAT64))(x, seq_lengths=lengths)
+        return rnn(time_major=True, reverse=True, keep_order=True)(x.swapaxes(0, 1), seq_lengths=lengths).swapaxes(0, 1)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTH_ARRAY], ids=["whole", "lengths"])
+@pytest.mark.parametrize("place", ["setup", "compact", "named", "both ways", "rematerialised"])
+def test_rnn_loads_a_model_s_checkpoint_unchanged(place, lengths):
+    x, weight = inputs(), 1 if lengths is None else MASK[..., None]
+    flax, ours = Model(nn.RNN, nn.GRUCell, place), Model(RNN, GRUCell, place)
+    variables = jax.jit(flax.init)(KEY, x)
+    assert_close(jax.jit(ours.init)(KEY, x), variables, 0)
+
+    def run(model):
+        def loss(variables, x):
+            outputs = model.apply(variables, x, lengths) * weight
+            return jnp.sum(outputs**2), outputs
+
+        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables, x)
+
+    assert_close(run(ours), run(flax))
+
+
+def test_rnn_begins_with_the_carry_of_its_cell():
+    cell = {"carry_init": nn.initializers.normal(1.0), **FLOAT64}
+    flax, ours = nn.RNN(nn.GRUCell(FEATURES, **cell)), RNN(GRUCell(FEATURES, **cell))
+    variables = flax.init(KEY, inputs())
+    for call in ({}, {"init_key": jax.random.key(7)}):
+        expected = flax.apply(variables, inputs(), return_carry=True, **call)
+        assert_close(ours.apply(variables, inputs(), return_carry=True, **call), expected)
+
+
+def test_rnn_takes_masks_as_the_layer_does():
+    layer, variables = initialised()
+    assert_close(
+        RNN(GRUCell(FEATURES)).apply(variables, inputs(), mask=MASK), layer.apply(variables, inputs(), mask=MASK)
+    )
 
 
 # --- Dropout ----------------------------------------------------------------------------------------------------------

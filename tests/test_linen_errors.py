@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
 import gru_jax
-from gru_jax.linen import GRU, GRUCell
+from gru_jax.linen import GRU, RNN, GRUCell
 from tests.sequences import BATCH, FEATURES, IN_FEATURES, inputs
 
 KEY = jax.random.key(0)
@@ -55,8 +56,12 @@ def test_call_names_the_bad_argument(options, call, error, match):
 
 def test_cell_names_the_bad_argument():
     x = jnp.zeros((BATCH, IN_FEATURES))
-    with pytest.raises(ValueError, match=r"carry must have shape \(\*batch, features\) = \(3, 4\), got \(3, 2\)"):
-        GRUCell(FEATURES).init(KEY, x, x)
+    with pytest.raises(ValueError, match=r"carry must have shape .* for inputs \(3, 2\), got \(2, 4\)"):
+        GRUCell(FEATURES).init(KEY, jnp.zeros((2, FEATURES)), x)
+    with pytest.raises(ValueError, match=r"carry must have shape \(\*batch, features\), got \(\)"):
+        GRUCell(FEATURES).init(KEY, 0.0, x)
+    with pytest.raises(TypeError, match=r"cell must be a gru_jax\.linen\.GRUCell, got GRUCell"):
+        RNN(nn.GRUCell(FEATURES))
     with pytest.raises(TypeError, match="carry_init must be callable"):
         GRUCell(FEATURES, carry_init=0)
     with pytest.raises(TypeError, match="input_shape must be a tuple"):

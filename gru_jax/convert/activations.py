@@ -1,9 +1,28 @@
 """Activations by name, for files: code is not stored in them."""
 
-from gru_jax.activations import Named, canonical
+from gru_jax.activations import FUNCTIONS, Named, canonical
 from gru_jax.gates import Activation
 
-ACTIVATIONS: dict[str, Activation] = {name: Named(name) for name in ("sigmoid", "tanh")}
+ACTIVATIONS: dict[str, Activation] = {name: Named(name) for name in FUNCTIONS}
+
+KERAS = {
+    "linear": "identity",
+    "exponential": "exp",
+    "softsign": "soft_sign",
+    "swish": "silu",
+    "hard_swish": "hard_silu",
+}
+"""Names that Keras 3 has for some of them; the others it calls as we do."""
+
+ONNX = {
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "relu": "Relu",
+    "elu": "Elu",
+    "softplus": "Softplus",
+    "soft_sign": "Softsign",
+}
+"""Those that a GRU node of ONNX can have, by our names. Its HardSigmoid and LeakyRelu have other constants."""
 
 
 def name_of(argument: str, activation: Activation) -> str:
@@ -25,7 +44,8 @@ def name_of(argument: str, activation: Activation) -> str:
         if found == known:
             return name
     raise ValueError(
-        f"{argument} must be a function that has a name in a file, jax.nn.sigmoid or jax.numpy.tanh, got {activation!r}"
+        f"{argument} must be a function that has a name in a file, one of JAX's {', '.join(ACTIVATIONS)}, "
+        f"got {activation!r}"
     )
 
 

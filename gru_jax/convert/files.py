@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gru_jax.cells import GRU, Params
-from gru_jax.convert import activations
+from gru_jax.convert import activations, foreign
 from gru_jax.convert.model import Model, check_model
 from gru_jax.convert.torch import from_torch, prefixes
 from gru_jax.layers import Stack
@@ -34,7 +34,7 @@ def save(path: _Path, model: Model) -> None:
 
     Args:
       path: of the file.
-      model: whose activations are `jax.nn.sigmoid` or `jax.numpy.tanh`: a file names them.
+      model: whose activations are in `gru_jax.convert.activations.ACTIVATIONS`: a file names them.
 
     Raises:
       TypeError, ValueError: if the parameters do not fit the stack, or an activation has no name.
@@ -150,7 +150,8 @@ def opened(path: _Path) -> Iterator[Any]:
         with open(path, "rb"), safetensors.safe_open(os.fspath(path), framework="np") as file:
             yield file
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+        hint = foreign.another_file(path)
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}{hint}") from error
 
 
 def cell_names(stack: Stack) -> Iterator[str]:

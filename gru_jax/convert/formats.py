@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gru_jax.cells import Params
-from gru_jax.convert import files, onnx_graph, onnx_reader, onnx_writer, torch
+from gru_jax.convert import files, foreign, onnx_graph, onnx_reader, onnx_writer, torch
 from gru_jax.convert.model import Model
 
 
@@ -68,7 +68,10 @@ def guess(path: Path, exists: bool) -> str:
     if path.suffix == ".onnx":
         return "onnx"
     if path.suffix != ".safetensors":
-        raise ValueError(f"the format of {path} must be given, as its name does not tell; .safetensors and .onnx do")
+        hint = foreign.another_file(path) if exists else ""
+        raise ValueError(
+            f"the format of {path} must be given, as its name does not tell; .safetensors and .onnx do{hint}"
+        )
     if not exists:
         return "gru_jax"
     with files.opened(path) as file:

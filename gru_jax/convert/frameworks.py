@@ -5,25 +5,26 @@ more than a table can say: each framework has two functions for it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gru_jax.cells import CHO2014, CUDNN, GRU
-from gru_jax.convert import layouts
+from gru_jax.convert import foreign, layouts
 from gru_jax.convert.model import Model, check_model
 
 # --- Flax -------------------------------------------------------------------------------------------------------------
 
 
-def from_linen(variables: Mapping[str, Any], *, cell: GRU = CUDNN) -> Model:
+def from_linen(variables: Mapping[str, Any], *, path: str = "", cell: GRU = CUDNN) -> Model:
     """The model of `flax.linen.RNN(GRUCell)`, of `Bidirectional` around two, or of `gru_jax.linen.GRU`.
 
     Args:
-      variables: as `layer.init` returns them, or the tree under "params", or under the name of a cell that a compact
-        module has made: `{"forward_rnn": {"cell": params["GRUCell_0"]}, "backward_rnn": {"cell": params["GRUCell_1"]}}`
-        is what such a module's Bidirectional has.
+      variables: as `layer.init` returns them, or the tree under "params", boxed or not; or those of a whole model.
+      path: of the GRU in the tree of a model, names joined by slashes: "encoder/rnn", or "encoder/GRUCell_0" of a cell
+        that a compact module has made. A Bidirectional in a compact module has two of these, and is
+        `{"forward_rnn": {"cell": params["GRUCell_0"]}, "backward_rnn": {"cell": params["GRUCell_1"]}}`.
       cell: the equations, which a tree does not tell.
 
     Returns:
@@ -32,12 +33,21 @@ def from_linen(variables: Mapping[str, Any], *, cell: GRU = CUDNN) -> Model:
     Raises:
       TypeError: if variables are not a mapping.
       ValueError: if a name is missing or not known, or a shape does not fit; names it.
+
+    >>> import jax, jax.numpy as jnp, flax.linen as nn
+    >>> class Tagger(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, inputs):
+    ...         return nn.Dense(5)(nn.RNN(nn.GRUCell(4))(inputs))
+    >>> variables = Tagger().init(jax.random.key(0), jnp.ones((2, 10, 3)))
+    >>> from_linen(variables, path="GRUCell_0").params[0].kernel.shape
+    (3, 12)
     """
     tree = layouts.mapping("variables", variables, "layer.init")
     others = sorted(dict(layouts.leaves_of({key: value for key, value in tree.items() if key != "params"})))
-    if "params" in tree and others:
+    if "params" in tree and others and not path:
         raise ValueError(f"variables must have params only, got {others} too")
-    return _from_flax(tree.get("params", tree), "variables", cell, (layouts.LINEN,))
+    return _from_flax(tree.get("params", tree), "variables", path.removeprefix("params/"), cell, (layouts.LINEN,))
 
 
 def to_linen(model: Model) -> dict[str, Any]:
@@ -51,14 +61,15 @@ def to_linen(model: Model) -> dict[str, Any]:
     return {"params": _to_flax(model, layouts.LINEN)}
 
 
-def from_nnx(state: Mapping[Any, Any], *, cell: GRU = CUDNN) -> Model:
+def from_nnx(state: Mapping[Any, Any], *, path: str = "", cell: GRU = CUDNN) -> Model:
     """The model of `flax.nnx.RNN(GRUCell)`, or of `Bidirectional` around two.
 
     The cells may be Flax's own, without a recurrent bias, or `gru_jax.nnx.GRUCell`, with one. (A `gru_jax.nnx.GRU` has
     its model as an attribute.)
 
     Args:
-      state: as `nnx.state(layer, nnx.Param)` returns it, or a dict of arrays like it.
+      state: as `nnx.state(layer, nnx.Param)` returns it, or a dict of arrays like it; or that of a whole model.
+      path: of the GRU in the state of a model, names joined by slashes: "encoder/rnn".
       cell: the equations, which a tree does not tell.
 
     Returns:
@@ -69,7 +80,7 @@ def from_nnx(state: Mapping[Any, Any], *, cell: GRU = CUDNN) -> Model:
       ValueError: if a name is missing or not known, or a shape does not fit; names it.
     """
     tree = layouts.mapping("state", state, "nnx.state(layer, nnx.Param)")
-    return _from_flax(tree, "state", cell, (layouts.NNX, layouts.OURS))
+    return _from_flax(tree, "state", path, cell, (layouts.NNX, layouts.OURS))
 
 
 def to_nnx(model: Model, *, recurrent_bias: bool = False) -> dict[str, Any]:
@@ -89,8 +100,17 @@ def to_nnx(model: Model, *, recurrent_bias: bool = False) -> dict[str, Any]:
     return _to_flax(model, layouts.OURS if recurrent_bias else layouts.NNX)
 
 
-def _from_flax(tree: Any, where: str, cell: GRU, known: Sequence[layouts.Layout]) -> Model:
+def _from_flax(tree: Any, where: str, path: str, cell: GRU, known: Sequence[layouts.Layout]) -> Model:
     leaves = dict(layouts.leaves_of(tree))
+    paths = _paths(leaves, known)
+    if path:
+        prefix = path.strip("/").replace("/", ".") + "."
+        leaves = {name.removeprefix(prefix): value for name, value in leaves.items() if name.startswith(prefix)}
+        if not leaves:
+            raise ValueError(f"{where} must have parameters under path {path!r}; paths of GRUs in it: {paths}")
+        where = f"{where} under {path!r}"
+    elif paths and "" not in paths:
+        raise ValueError(f"{where} must be of one GRU, or path must say which of the model's, one of {paths}")
     layers: dict[int, list[layouts.Found]] = {}
     numbers = {int(match[1]) for name in leaves if (match := re.match(r"layers_(\d+)\.", name))}
     for number in range(max(numbers, default=0) + 1):
@@ -108,6 +128,14 @@ def _from_flax(tree: Any, where: str, cell: GRU, known: Sequence[layouts.Layout]
     cells = [one for number in sorted(layers) for one in layers[number]]
     fitting = [layout for layout in known if layout.recurrent_kernel[0] in cells[0].leaves]
     return layouts.model_of((fitting or known)[0], cells, cell, len(layers))
+
+
+def _paths(leaves: Iterable[str], known: Sequence[layouts.Layout]) -> list[str]:
+    """Where a model's GRUs are, by the names of their recurrent kernels."""
+    ends = "|".join(re.escape(layout.recurrent_kernel[0]) for layout in known)
+    name_of = re.compile(rf"(|.*?\.)(?:layers_\d+\.)?(?:(?:forward|backward)_rnn\.)?(?:cell\.)?(?:{ends})")
+    found = [match[1] for name in leaves if (match := name_of.fullmatch(name))]
+    return list(dict.fromkeys(prefix.rstrip(".").replace(".", "/") for prefix in found))
 
 
 def _to_flax(model: Model, layout: layouts.Layout) -> dict[str, Any]:
@@ -147,6 +175,7 @@ def from_haiku(params: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Model
     elif "w_h" in (tree := layouts.mapping("params", params, "init")):
         modules = {"params: ": tree}
     else:
+        _refuse_another_cell(tree)
         names = sorted(tree, key=lambda name: [int(number or 0) for _, number in _scopes(name)])
         if len({tuple(scope for scope, _ in _scopes(name)) for name in names}) > 1:
             raise ValueError(
@@ -156,6 +185,14 @@ def from_haiku(params: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Model
         modules = {f"params: {name}.": tree[name] for name in names}
     cells = [layouts.Found(dict(layouts.leaves_of(module)), name) for name, module in modules.items()]
     return layouts.model_of(layouts.HAIKU, cells, CHO2014, len(cells))
+
+
+def _refuse_another_cell(tree: Mapping[str, Any]) -> None:
+    """Says so where Haiku's parameters are those of hk.LSTM or hk.VanillaRNN, which are linear modules within."""
+    for name, module in tree.items():
+        for scope, blocks in (("lstm", 4), ("vanilla_rnn", 1)):
+            if "w" in module and any(part == scope for part, _ in _scopes(name)):
+                raise ValueError(foreign.another_cell(blocks, f"module {name!r}"))
 
 
 def _scopes(name: str) -> list[tuple[str, str]]:

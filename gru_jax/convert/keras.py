@@ -1,15 +1,19 @@
 """Models from and to the weights of Keras; it is not imported."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gru_jax.cells import CHO2014, CUDNN, Params
-from gru_jax.convert import layouts
-from gru_jax.convert.model import Model
+from gru_jax.cells import CHO2014, CUDNN, GRU
+from gru_jax.convert import activations, layouts
+from gru_jax.convert.model import Model, check_model
+from gru_jax.layers import Stack
 
 Config = Mapping[str, Any]
+
+_DEFAULTS = {"activation": "tanh", "recurrent_activation": "sigmoid"}
 
 
 def from_keras(
@@ -17,11 +21,24 @@ def from_keras(
 ) -> Model:
     """The model of `keras.layers.GRU`, of `Bidirectional` around one, or of a stack of either.
 
+    Weights do not say which activations there are, nor whether a layer runs backwards: its configuration does, so pass
+    it too. Of its options
+
+    - `activation` and `recurrent_activation` carry if `gru_jax.convert.activations` has them;
+    - `go_backwards` carries as `Stack.reverse`, if the last layer returns its last output only: of whole sequences
+      Keras returns the last step first, and a model every output beside its input. In a stack the first layer has it,
+      and the others, which are given what it returns, have not;
+    - `time_major` of Keras 2 carries;
+    - `return_sequences` and `return_state` choose among what a model returns; below another layer the first must be
+      True;
+    - `units`, `use_bias` and `reset_after` must be those of the weights;
+    - `merge_mode` must be "concat", and `stateful` False;
+    - `dropout` and `recurrent_dropout`, which are for training, `unroll`, `zero_output_for_mask` (a model's outputs of
+      masked steps are 0), `dtype` and what else there is are not carried.
+
     Args:
       weights: as `layer.get_weights()` returns them; of a stack a list of such, first layer first.
-      config: as `layer.get_config()` returns it; of a stack a list of such. Weights do not say which activations there
-        are, nor whether a layer runs backwards; with it, what cannot be carried is refused. Rates of dropout, which are
-        for training, are not carried.
+      config: as `layer.get_config()` returns it; of a stack a list of such.
       reset_after: where neither a bias nor a config says it.
 
     Returns:
@@ -47,26 +64,34 @@ def from_keras(
     flat = [found for layer in cells for found in layer]
     first = flat[0].leaves
     is_after = "bias[0]" in first or ("bias" not in first and options[0].get("reset_after", reset_after))
-    cell = CUDNN if is_after else CHO2014
-    model = layouts.model_of(layouts.KERAS if is_after else layouts.KERAS_BEFORE, flat, cell, len(layers))
-    for i, (params, given) in enumerate(zip(model.params, options, strict=True)):
-        _check_options(given, params, cell.reset_after, i % model.stack.directions > 0)
+    layout = layouts.KERAS if is_after else layouts.KERAS_BEFORE
+    model = layouts.model_of(layout, flat, GRU(is_after, *_functions(options[0])), len(layers))
+    reverse = len(flat) == len(layers) and options[0].get("go_backwards", False)
+    stack = dataclasses.replace(model.stack, reverse=reverse, time_major=options[0].get("time_major", False))
+    model = dataclasses.replace(model, stack=stack)
+    _check_options(options, model)
     return model
 
 
-def to_keras(model: Model) -> list[Any]:
+def to_keras(model: Model, config: Config | Sequence[Config] | None = None) -> list[Any]:
     """The weights of `keras.layers.GRU`, or of `Bidirectional`, for `layer.set_weights`; of several layers, a list.
 
     There are biases if any cell of the model has one.
 
     Args:
-      model: with the equations `gru_jax.CUDNN` (Keras' default) or `gru_jax.CHO2014` (reset_after=False).
+      model: with the equations `gru_jax.CUDNN` (Keras' default) or `gru_jax.CHO2014` (reset_after=False), or others if
+        config says that the layer has them.
+      config: of the layer that is to have the weights, as `layer.get_config()` returns it; of a stack a list of such.
+        It must say what the model is, see `from_keras`.
 
     Raises:
-      TypeError, ValueError: if the parameters do not fit the stack, or it is one that Keras cannot be.
+      TypeError, ValueError: if the parameters do not fit the stack, or it is one that Keras, or the layer, cannot be.
     """
-    stack = layouts.checked(model, "keras.layers.GRU", (CUDNN, CHO2014))
-    layout = layouts.KERAS if stack.cell == CUDNN else layouts.KERAS_BEFORE
+    if config is None:
+        stack = layouts.checked(model, "keras.layers.GRU", (CUDNN, CHO2014))
+    else:
+        stack = check_model(model).stack
+    layout = layouts.KERAS if stack.cell.reset_after else layouts.KERAS_BEFORE
     layers = []
     for layer in layouts.by_layer(model):
         arrays: list[Any] = []
@@ -75,7 +100,18 @@ def to_keras(model: Model) -> list[Any]:
             given = [bias for bias in biases if bias is not None]
             arrays += [kernel, recurrent_kernel, *([np.stack(given)] if len(given) == 2 else given)]
         layers.append(arrays)
-    return layers[0] if len(layers) == 1 else layers
+    weights = layers[0] if len(layers) == 1 else layers
+    if config is not None:
+        _check_target(stack, from_keras(weights, config, reset_after=stack.cell.reset_after).stack)
+    return weights
+
+
+def _check_target(stack: Stack, target: Stack) -> None:
+    """Refuses to give a layer the weights of another."""
+    for name in ("cell", "reverse", "bidirectional", "time_major"):
+        expected, got = getattr(target, name), getattr(stack, name)
+        if got != expected:
+            raise ValueError(f"model.stack.{name} must be what config says, {expected}, got {got}")
 
 
 def _cells(name: str, layer: Sequence[Any]) -> Iterator[layouts.Found]:
@@ -98,13 +134,17 @@ def _options(config: Config | None, directions: int) -> list[Config]:
     """The configuration of each direction of a layer."""
     if config is None:
         return [{}] * directions
+    config = config["config"] if "class_name" in config and "config" in config else config  # keras.layers.serialize
     merge = config.get("merge_mode", "concat")
     if merge != "concat":
-        raise ValueError(f"config['merge_mode'] must be 'concat', got {merge!r}")
+        raise ValueError(
+            f"config['merge_mode'] must be 'concat', got {merge!r}: a model's outputs are those of the directions side "
+            "by side; with 'concat' in its place they are yours to merge, as jnp.split(outputs, 2, axis=-1)"
+        )
     if "merge_mode" in config:
         cells = [config["layer"]["config"], (config.get("backward_layer") or {}).get("config", {})]
     elif "cell" in config:  # keras.layers.RNN(keras.layers.GRUCell)
-        cells = [config["cell"]["config"] | {"go_backwards": config.get("go_backwards", False)}]
+        cells = [dict(config) | config["cell"]["config"]]
     else:
         cells = [config]
     if len(cells) != directions:
@@ -112,16 +152,52 @@ def _options(config: Config | None, directions: int) -> list[Config]:
     return cells
 
 
-def _check_options(given: Config, params: Params, reset_after: bool, is_backward: bool) -> None:
-    """Refuses a configuration of a direction that a model cannot have, or that is of other weights."""
-    expected = {
-        "activation": "tanh",
-        "recurrent_activation": "sigmoid",
-        "go_backwards": is_backward,
-        "units": params.features,
-        "use_bias": params.bias is not None,
-        "reset_after": reset_after,
-    }
-    for key, value in expected.items():
-        if given.get(key, value) != value:
-            raise ValueError(f"config[{key!r}] must be {value!r}, got {given[key]!r}")
+def _functions(given: Config) -> list[Any]:
+    """σ and φ of a configuration."""
+    functions = []
+    for option in ("recurrent_activation", "activation"):
+        name = given.get(option, _DEFAULTS[option])
+        if name == "hard_sigmoid" and ("implementation" in given or "time_major" in given):
+            raise ValueError(
+                f"config[{option!r}] must not be 'hard_sigmoid' in Keras 2, whose options these are: there it is "
+                "clip(0.2 x + 0.5, 0, 1), in Keras 3 and jax.nn it is clip(x/6 + 0.5, 0, 1)"
+            )
+        ours = activations.KERAS.get(name, name) if isinstance(name, str) else None
+        if ours not in activations.ACTIVATIONS:
+            known = [*activations.ACTIVATIONS, *activations.KERAS]
+            raise ValueError(
+                f"config[{option!r}] must be one of {known}, got {name!r}; if it is elementwise, say "
+                f"{_DEFAULTS[option]!r} in its place, and GRU.from_model takes the function as "
+                f"{'gate_fn' if option == 'recurrent_activation' else 'activation_fn'}"
+            )
+        functions.append(activations.by_name(f"config[{option!r}]", ours))
+    return functions
+
+
+def _check_options(options: Sequence[Config], model: Model) -> None:
+    """Refuses configurations of directions that a model cannot have, or that are of other weights."""
+    stack = model.stack
+    for i, (given, params) in enumerate(zip(options, model.params, strict=True)):
+        layer, is_backward = divmod(i, stack.directions)
+        expected = {
+            "go_backwards": is_backward > 0 or (stack.reverse and layer == 0),
+            "units": params.features,
+            "use_bias": params.bias is not None,
+            "reset_after": stack.cell.reset_after,
+            "time_major": stack.time_major,
+        } | {option: options[0].get(option, default) for option, default in _DEFAULTS.items()}
+        for key, value in expected.items():
+            if given.get(key, value) != value:
+                raise ValueError(f"config[{key!r}] must be {value!r}, got {given[key]!r}")
+        if given.get("stateful"):
+            raise ValueError(
+                "config['stateful'] must be False, got True: a model keeps no state between calls; whoever passes the "
+                "carry of one call on as initial_carry of the next says False here"
+            )
+        if layer + 1 < stack.num_layers and not given.get("return_sequences", True):
+            raise ValueError(f"config[{layer}]['return_sequences'] must be True below another layer, got False")
+    if stack.reverse and options[-1].get("return_sequences"):
+        raise ValueError(
+            "config['return_sequences'] must be False with go_backwards=True, got True: Keras returns the last step "
+            "first, and a model every output beside its input; with False here, jnp.flip(outputs, -2) is what Keras has"
+        )

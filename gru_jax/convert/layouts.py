@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gru_jax.cells import CUDNN, GRU, Params
-from gru_jax.convert import packing
+from gru_jax.convert import foreign, packing
 from gru_jax.convert.model import Model, check_model
 from gru_jax.convert.packing import Packed, Packing
 from gru_jax.layers import Stack
@@ -88,11 +88,25 @@ def model_of(layout: Layout, cells: Sequence[Found], cell: GRU, num_layers: int)
     if len(cells) % num_layers:
         raise ValueError(f"every layer must have as many directions as the first, got {len(cells)} cells")
     first = cells[0]
+    _refuse_another_cell(layout, first)
     features, width = (_rows(layout, field, first) for field in ("recurrent_kernel", "kernel"))
     stack = Stack(cell, features, num_layers=num_layers, bidirectional=len(cells) == 2 * num_layers)
     widths = stack.widths(width)
     params = [_params(layout, found, cell, width, features) for found, width in zip(cells, widths, strict=True)]
     return Model(tuple(params), stack)
+
+
+def _refuse_another_cell(layout: Layout, found: Found) -> None:
+    """Says so where the weights are those of an LSTM or of another cell."""
+    names = layout.recurrent_kernel
+    value = found.leaves.get(names[0])
+    if value is not None and value.ndim == 2 and len(names) == 1:
+        height, width = value.shape[::-1] if layout.packing.transposed else value.shape
+        message = foreign.another_cell(width / max(height, 1), f"{found.full(names[0])} of shape {value.shape}")
+    else:
+        message = foreign.another_cell(foreign.blocks_by_name(found.leaves), f"the cell in {found.before.strip(' .:')}")
+    if message:
+        raise ValueError(message)
 
 
 def _rows(layout: Layout, field: str, found: Found) -> int:
@@ -190,10 +204,13 @@ def nested(leaves: Leaves) -> dict[str, Any]:
 
 
 def array_of(value: Any) -> np.ndarray:
-    """NumPy's array of an array, a torch tensor or a variable of Flax's nnx.
+    """NumPy's array of an array, a torch tensor, a variable of Flax's nnx or a box of its linen.
 
-    NumPy cannot ask torch for bfloat16; float32 holds it exactly.
+    NumPy cannot ask torch for bfloat16; float32 holds it exactly. A box, as `nn.with_partitioning` makes it, is a
+    pytree of one leaf; its own `unbox` would put that on a mesh besides.
     """
+    if hasattr(value, "unbox"):
+        (value,) = jax.tree.leaves(value)
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":
         return value.detach().cpu().float().numpy().astype(jnp.bfloat16)
     if hasattr(value, "detach"):

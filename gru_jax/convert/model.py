@@ -83,8 +83,17 @@ def layer_arguments(model: Any, changes: Mapping[str, Any]) -> tuple[Model, dict
     Raises:
       TypeError, ValueError: if there is no such option, or the parameters of the model do not fit the stack.
     """
-    stack = dataclasses.replace(check_model(model).stack, **changes)
-    model = check_model(Model(model.params, stack))
+    stack = check_model(model).stack
+    equations = {"gate_fn": "gate", "activation_fn": "candidate", "reset_after": "reset_after"}
+    known = ["return_carry", *equations, *(field.name for field in dataclasses.fields(stack))]
+    if unknown := sorted(changes.keys() - set(known)):
+        raise TypeError(f"from_model has no option {', '.join(unknown)}, only {', '.join(known)}")
+    stack = dataclasses.replace(stack, **{name: changes[name] for name in changes.keys() - equations.keys()})
+    cell = dataclasses.replace(
+        stack.cell, **{equations[name]: changes[name] for name in changes.keys() & equations.keys()}
+    )
+    model = check_model(Model(model.params, dataclasses.replace(stack, cell=cell)))
+    stack = model.stack
     options = {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack) if field.name != "cell"}
     return model, options | {
         "reset_after": stack.cell.reset_after,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gru_jax.convert import foreign
 from gru_jax.convert.files import library
 from gru_jax.convert.onnx_constants import Constants, fixed_sizes, label, operator
 
@@ -114,7 +115,8 @@ def _load(onnx: Any, source: Any) -> Any:
         # Weights may lie in files beside it.
         onnx.load_external_data_for_model(proto, str(Path(source).parent))
     except Exception as error:  # protobuf's DecodeError, onnx' ValidationError, OSError: no common ancestor
-        raise ValueError(f"{source} is damaged or not an ONNX model: {error}") from error
+        hint = foreign.another_file(source)
+        raise ValueError(f"{source} is damaged or not an ONNX model: {error}{hint}") from error
     return proto
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import numpy as np
 
 from gru_jax.cells import GRU, Params
-from gru_jax.convert import activations, onnx_graph, packing
+from gru_jax.convert import activations, foreign, onnx_graph, packing
 from gru_jax.convert.files import library
 from gru_jax.convert.model import Model
 from gru_jax.convert.onnx_constants import label, operator
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import onnx
 
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+_BLOCKS = {"LSTM": 4, "RNN": 1}
+"""Of recurrent weights, in nodes of other cells."""
 
 
 class Layer(NamedTuple):
@@ -86,8 +88,8 @@ def from_onnx(
     Raises:
       TypeError: if source is neither a model nor a path.
       ValueError: if a file is damaged; if there are no such nodes; if they are not one stack of layers; or if a node
-        has something that a model cannot hold, as a clip, an activation other than Sigmoid and Tanh, or an attribute
-        that is not known: the error names node and attribute.
+        has something that a model cannot hold, as a clip, an activation other than those of
+        `gru_jax.convert.activations.ONNX`, or an attribute that is not known: the error names node and attribute.
       OSError: if the file cannot be read.
       ImportError: without the library onnx.
 
@@ -129,7 +131,10 @@ def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[La
     found = [node for node in graph.nodes if operator(node) == "GRU"]
     if not found:
         kinds = sorted({operator(node) for node in graph.nodes})
-        raise ValueError(f"source must have a GRU node in its main graph, got nodes of the kinds {kinds}")
+        hint = ""
+        if other := next((node for node in graph.nodes if operator(node) in _BLOCKS), None):
+            hint = f"; {foreign.another_cell(_BLOCKS[operator(other)], label(other))}"
+        raise ValueError(f"source must have a GRU node in its main graph, got nodes of the kinds {kinds}{hint}")
     chosen = found
     by_name = {node.name or node.output[0]: node for node in found}
     if names is not None:
@@ -200,7 +205,12 @@ def _activations(name: str, functions: list[str] | None, directions: int) -> lis
             f"{name} must have activations that are {2 * directions} names, the same two for each direction, "
             f"got {functions}"
         )
-    return [activations.by_name(f"activations of {name}", function) for function in pairs[:2]]
+    ours = {theirs.lower(): name for name, theirs in activations.ONNX.items()}
+    names = [ours.get(str(function).lower()) for function in pairs[:2]]
+    if None in names:
+        known = list(activations.ONNX.values())
+        raise ValueError(f"activations of {name} must be some of {known}, which a model can hold, got {pairs[:2]}")
+    return [activations.by_name("activations", function) for function in names]
 
 
 def _weights(

@@ -11,6 +11,7 @@ from gru_jax.convert import activations, packing
 from gru_jax.convert.files import library
 from gru_jax.convert.model import Model
 from gru_jax.convert.onnx_graph import FLOATS
+from gru_jax.gates import Activation
 from gru_jax.layers import Stack
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def to_onnx(
     one sequence.
 
     Args:
-      gru: whose activations are `jax.nn.sigmoid` or `jax.numpy.tanh`: a model; or a `gru_jax.nnx.GRU`, a
+      gru: whose activations ONNX' GRU has, see `gru_jax.convert.activations.ONNX`: a model; or a `gru_jax.nnx.GRU`, a
         `gru_jax.linen.GRU` or the equations of a cell, as `Model.of` takes them.
       params: the variables of the layer in linen, or the `Params` of the cell; None with the others.
       seq_lengths: whether the graph takes the lengths of the sequences.
@@ -166,7 +167,7 @@ def _write_layer(
         biases = np.stack([np.concatenate([one.bias, one.recurrent_bias]) for one in packed])
         B = graph.constant(f"{name}.B", biases)
     functions = {"gate": stack.cell.gate, "candidate": stack.cell.candidate}
-    names = [activations.name_of(argument, function).capitalize() for argument, function in functions.items()]
+    names = [_activation(argument, function) for argument, function in functions.items()]
     graph.node(
         "GRU",
         [xs, W, R, B, lengths, h_0],
@@ -182,6 +183,14 @@ def _write_layer(
         graph.node("Reshape", [f"{name}.Y_side_by_side", shape], [outputs])
     else:
         graph.node("Squeeze", [f"{name}.Y", graph.constant(f"{name}.direction_axis", [1], np.int64)], [outputs])
+
+
+def _activation(argument: str, function: Activation) -> str:
+    """What ONNX calls an activation."""
+    name = activations.name_of(argument, function)
+    if name not in activations.ONNX:
+        raise ValueError(f"{argument} must be one that ONNX' GRU has, some of {list(activations.ONNX)}, got {name!r}")
+    return activations.ONNX[name]
 
 
 def _dtype(model: Model) -> Any:

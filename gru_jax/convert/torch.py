@@ -30,7 +30,7 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
       TypeError: if state_dict is not a mapping.
       ValueError: if a name is missing or not known, or a shape or dtype does not fit; names it.
     """
-    layouts.mapping("state_dict", state_dict, "module.state_dict()")
+    layouts.mapping("state_dict", state_dict, "module.state_dict() or torch.load(path, weights_only=True)")
     under = [name for name in state_dict if name.startswith(prefix)]
     cells: dict[tuple[int, bool], layouts.Found] = {}
     for name in under:
@@ -38,7 +38,7 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
         if match is None:
             raise ValueError(
                 f"state_dict must have the names of one torch.nn.GRU only under {prefix!r}, got {name!r} too"
-                f"{_hint(state_dict)}"
+                f"{', of an LSTM with proj_size, which gru_jax has not' * ('weight_hr' in name)}{_hint(state_dict)}"
             )
         kind, ending, layer, backward = match.groups()
         found = cells.setdefault((int(layer or 0), bool(backward)), layouts.Found({}, prefix, ending))
@@ -93,9 +93,11 @@ def prefixes(names: Iterable[str]) -> list[str]:
     return sorted({name.removesuffix(end) for name in names for end in _FIRST if name.endswith(end)})
 
 
-def _hint(names: Iterable[str]) -> str:
-    found = prefixes(names)
-    return f"; prefixes of GRUs or LSTMs in it: {found}" if any(found) else ""
+def _hint(state_dict: Mapping[str, Any]) -> str:
+    found, deeper = prefixes(state_dict), [name for name, value in state_dict.items() if isinstance(value, Mapping)]
+    if any(found):
+        return f"; prefixes of GRUs or LSTMs in it: {found}"
+    return f"; it is a checkpoint, with state dicts of its own: those of the names {deeper}" if deeper else ""
 
 
 def _ending(layer: int, backward: bool) -> str:

@@ -17,10 +17,11 @@ class GRUCell(nn.RNNCellBase):
     """A GRU cell that takes the place of `flax.linen.GRUCell`, also inside `nn.RNN` and `nn.Bidirectional`.
 
     Its parameter tree is Flax's: `kernel` and `bias` under ir, iz, in and hn, `kernel` under hr and hz. The same key
-    draws the same parameters.
+    draws the same parameters. As in Flax, it is the carry that decides how wide the state is, and features are what
+    `initialize_carry` makes.
 
     Attributes:
-      features: width of the state.
+      features: width of the state that `initialize_carry` makes.
       gate_fn: activation of the gates.
       activation_fn: activation of the candidate.
       kernel_init: initializer of each gate's input weights.
@@ -72,13 +73,15 @@ class GRUCell(nn.RNNCellBase):
         return cells.GRU(self.reset_after, self.gate_fn, self.activation_fn)
 
     @nn.compact
-    def gru_params(self, in_features: int) -> cells.Params:
+    def gru_params(self, in_features: int, features: int | None = None) -> cells.Params:
         """The parameters, as `gru_jax.unroll` takes them, drawn if they do not exist.
 
         Args:
           in_features: width of the input.
+          features: width of the state, the attribute if None.
         """
-        widths = {"i": in_features, "h": self.features}
+        features = self.features if features is None else features
+        widths = {"i": in_features, "h": features}
         inits = {"i": self.kernel_init, "h": self.recurrent_kernel_init}
         kernels: dict[str, jax.Array] = {}
         biases: dict[str, Any] = {}
@@ -89,7 +92,7 @@ class GRUCell(nn.RNNCellBase):
                 given = self.update_bias_init if name == "iz" else None
                 bias_init = self.bias_init if given is None else given
                 kernels[name], biases[name] = Gate(
-                    self.features, inits[side], bias_init if has_bias else None, self.param_dtype, name=name
+                    features, inits[side], bias_init if has_bias else None, self.param_dtype, name=name
                 )(widths[side])
         return cells.Params(
             jnp.concatenate([kernels["ir"], kernels["iz"], kernels["in"]], axis=-1),
@@ -109,8 +112,8 @@ class GRUCell(nn.RNNCellBase):
         """One step.
 
         Args:
-          carry: the state before, (*batch, features).
-          inputs: (*batch, in_features).
+          carry: the state before, (*batch, features), of any number of features.
+          inputs: (*batch, in_features). Batch axes broadcast.
           resets: (*batch,), bool or numbers, of which those that are not 0 are True; where True an episode begins, and
             reset_state takes the place of carry.
           reset_state: (*batch, features), or what broadcasts to it; zero if None.
@@ -124,8 +127,8 @@ class GRUCell(nn.RNNCellBase):
             than zeros.
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
-        carry, inputs = arguments.step(carry, inputs, None, self.features)
-        params, x = layers.cast(self.gru_params(inputs.shape[-1]), inputs, self.dtype)
+        carry, inputs = arguments.step(carry, inputs, None, None)
+        params, x = layers.cast(self.gru_params(inputs.shape[-1], carry.shape[-1]), inputs, self.dtype)
         return layers.step(self.equations, params, carry, x, resets=resets, reset_state=reset_state)
 
     @nn.nowrap

@@ -230,7 +230,8 @@ class GRU(nnx.Module):
           rngs: source of dropout, stream "dropout", and of carries, stream "carry"; needed only if the layer draws any.
           return_carry: what a call returns by default.
           carry_init: initializer of the carry.
-          **changes: options that weights do not say, in place of the model's, as time_major, dropout and dtype.
+          **changes: options that weights do not say, in place of the model's, as time_major, dropout, dtype, gate_fn
+            and activation_fn.
 
         Raises:
           TypeError, ValueError: if the parameters of the model do not fit, or there is no such option.
