@@ -78,7 +78,9 @@ def time_is_whole(name: str, value: jax.Array, axis: int) -> None:
 def weight(name: str, value: Any, symbols: str, ndim: int) -> None:
     """Refuses what is no array of real numbers with so many axes, none of them empty; `symbols` is the shape wanted."""
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-        raise TypeError(f"{name} must be an array of shape {symbols}, got {value!r:.100} of type {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be an array of shape {symbols}, got {value!r:.100} of type {type(value).__name__}"
+        )
     floating(name, value)
     if len(value.shape) != ndim or 0 in value.shape:
         raise ValueError(f"{name} must have shape {symbols}, no axis of it empty, got {tuple(value.shape)}")

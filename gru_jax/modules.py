@@ -1,6 +1,7 @@
 """Copies of the modules of Flax's nnx that a function holds.
 
-A module may only be changed by the trace in which it was made, and a change made while tracing would leave tracers in it.
+A module may only be changed by the trace in which it was made, and a change made while tracing would leave tracers in
+it.
 """
 
 import functools

@@ -285,7 +285,7 @@ class _Recurrence(Primitive):
 
 
 def _evaluate(primitive: Primitive, define: Callable[..., Any], *args: Any, **params: Any) -> Any:
-    """Within `jax.jit` the primitive itself; its definition where JAX does without: by `disable_jit`, or after a NaN."""
+    """Within `jax.jit` the primitive itself; its definition where JAX has none: by `disable_jit`, or after a NaN."""
     return (primitive.bind if isinstance(args[0], jax.core.Tracer) else define)(*args, **params)
 
 

@@ -265,7 +265,7 @@ WEIGHTS = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
 
 
 def lead_axes(avals: dict[str, Any]) -> tuple[tuple[int, ...], tuple[Any, ...]]:
-    """The sizes of the group and batch axes, and how an explicit mesh shards each: as the first operand that is sharded.
+    """The sizes of the group and batch axes, and how an explicit mesh shards each: as the first sharded operand.
 
     Args:
       avals: the types of operands by name; that of a tangent is "d_" and the name of its operand. Among them is one

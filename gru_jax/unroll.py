@@ -28,8 +28,8 @@ def unroll(
 ) -> tuple[State, jax.Array]:
     """Runs a cell over time: h_t = step(h_tm1, x_t) for t = 0 … T − 1.
 
-    Where a step is masked, its input reaches neither an output nor a gradient, even if it is NaN. On a mesh with explicit
-    axes the results are sharded over the batch as the inputs are; features and weights are gathered.
+    Where a step is masked, its input reaches neither an output nor a gradient, even if it is NaN. On a mesh with
+    explicit axes the results are sharded over the batch as the inputs are; features and weights are gathered.
 
     Args:
       cell: the equations, e.g. `gru_jax.CUDNN`, or another cell of `gru_jax.cells`.

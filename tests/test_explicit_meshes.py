@@ -1,6 +1,6 @@
-"""Meshes as `jax.make_mesh` makes them by default, with explicit axes: every method and cell gives what one device gives.
+"""Meshes as `jax.make_mesh` makes them by default, with explicit axes: every method gives what one device gives.
 
-The batch is sharded over one axis or several; features and weights that are sharded are gathered, as each step needs all
+The batch is sharded over one axis or several; sharded features and weights are gathered, as each step needs all
 of them, and their gradients come back as they were; time that is sharded is refused.
 """
 

@@ -141,7 +141,7 @@ def test_many_preactivations(cell, keep):
 @pytest.mark.parametrize("kept", [False, True])
 @each_cell
 def test_saturated_gates(cell, kept, keep):
-    """Their derivative is 0, by which no weight, however large, makes more: the scan's is finite, and so is the kernels'."""
+    """Their derivative is 0, of which no weight, however large, makes more: scan's is finite, so are the kernels'."""
     keep(kept)
     keys = jax.random.split(jax.random.key(0), 4)
     xs, d_xs = (jax.random.normal(key, (20, 4, 3), jnp.float32) for key in keys[:2])
@@ -182,8 +182,8 @@ CALLS = {
     ),
     "linear": (
         {
-            **dict.fromkeys("z r c_r c_z a_n".split(), HS), "recurrent kernel": (2, 4, 12), "drop": STATE, "source": HS,
-            "mask": (5, 2, 3), "resets": (5, 2, 3),
+            **dict.fromkeys(["z", "r", "c_r", "c_z", "a_n"], HS), "recurrent kernel": (2, 4, 12), "drop": STATE,
+            "source": HS, "mask": (5, 2, 3), "resets": (5, 2, 3),
         },
         {"ys": HS},
         {"transposed": False},
@@ -194,7 +194,7 @@ CALLS = {
 @native
 @pytest.mark.parametrize("handler", CALLS)
 def test_shapes_are_checked_in_cpp(handler):
-    """Every operand and result of a call is given another size, axis by axis, or left out, and the call refused by name."""
+    """Operands and results are given another size, axis by axis, or left out, and the call is refused by name."""
     operands, results, attributes = CALLS[handler]
     attributes = {"reset_after": True, "reverse": False, "threads": np.int64(1), **attributes}
 
@@ -212,7 +212,7 @@ def test_shapes_are_checked_in_cpp(handler):
     for name, shape in {**operands, **results}.items():
         wrong = [(*shape[:axis], shape[axis] + 1, *shape[axis + 1 :]) for axis in range(len(shape))]
         for changed in (*wrong, shape[1:], *(() if name in optional else (NONE,))):
-            with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT: gru_jax: .* must have"):
+            with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT: gru_jax: .* must have"):
                 call({name: changed})
     for name in optional & {*operands, *results}:
         call({name: NONE})

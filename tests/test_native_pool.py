@@ -1,4 +1,4 @@
-"""The native kernels on thread pools that misbehave, and where memory runs out: tests/native/fake_pool.cc says what is checked."""
+"""The native kernels on thread pools that misbehave, and where memory runs out; see tests/native/fake_pool.cc."""
 
 import os
 import shutil

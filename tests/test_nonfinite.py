@@ -47,7 +47,7 @@ SHAPES = {
 }
 CELLS = {"after": gru_jax.CUDNN, "before": gru_jax.CHO2014, "mingru": MinGRU()}
 NATIVE = ["native"] * native_is_installed
-# Cell, method, whether it runs backwards, whether the gradient keeps the preactivations. One row of each method is short.
+# Cell, method, whether it runs backwards, whether the gradient keeps preactivations. One row of each method is short.
 SHORT = ("after", "fused", False, False), ("before", "native", False, True), ("mingru", "parallel", False, False)
 ROWS = [
     *itertools.product(("after", "before"), ("fused", *NATIVE), (False, True), (False, True)),

@@ -98,7 +98,9 @@ def test_layers_and_models(reset_after):
             check(lambda call=call, params=params: call(params), "params")
 
 
-@pytest.mark.parametrize("wrong", [None, "text", 1.0, [1.0], np.zeros((0, H))], ids=["none", "text", "float", "list", "empty"])
+@pytest.mark.parametrize(
+    "wrong", [None, "text", 1.0, [1.0], np.zeros((0, H))], ids=["none", "text", "float", "list", "empty"]
+)
 def test_linen(wrong):
     layer = gru_jax.linen.GRU(H)
     variables = layer.init(jax.random.key(0), XS)

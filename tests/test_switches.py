@@ -1,4 +1,4 @@
-"""JAX's own switches: with each of them on, everything runs and gives what it gives without, or fails as Flax's own does.
+"""JAX's own switches: with each of them on, everything runs and gives what it gives without, or fails as Flax does.
 
 A table of switches and of what may be run: outputs, gradient and jvp of each, and for `unroll` hessian and vmap. Meshes
 as `jax.make_mesh` makes them by default are among the switches. In float32, as most users have it.
@@ -152,7 +152,9 @@ def hessian_and_vmap(run, weights, xs):
 def without(name, derivatives):
     """A subject and what is to come out."""
     subject = SUBJECTS[name]()
-    return subject, jax.device_get(jax.jit(functools.partial(derivatives, subject.run))(*subject[1:2], subject.inputs()))
+    return subject, jax.device_get(
+        jax.jit(functools.partial(derivatives, subject.run))(*subject[1:2], subject.inputs())
+    )
 
 
 # --- The switches -----------------------------------------------------------------------------------------------------
@@ -330,7 +332,7 @@ def test_lengths_of_every_integer_type():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         params = gru_jax.CUDNN.init(jax.random.key(0), 2, 2)
         for dtype in ("int8", "uint8", "int16", "uint16", "int32", "uint32"):
-            run = lambda n: gru_jax.unroll(gru_jax.CUDNN, params, jnp.ones((steps, 2, 2), jnp.float32), lengths=n)[1]  # noqa: B023, E731
+            run = lambda n: gru_jax.unroll(gru_jax.CUDNN, params, jnp.ones((steps, 2, 2), jnp.float32), lengths=n)[1]  # noqa: E731
             assert jnp.array_equal((run(jnp.array(lengths, dtype)) != 0).all(-1), expected), dtype
 
 
@@ -407,5 +409,7 @@ def test_a_tool_that_does_not_know_the_primitives_names_the_method_that_it_can_t
 
     with pytest.raises(NotImplementedError, match=r'gru_states \(of gru_jax, where method="scan" is for tools'):
         run("auto")
-    primitives = str(jax.make_jaxpr(lambda: gru_jax.unroll(gru_jax.CUDNN, params, jnp.ones((2, WIDTH)), method="scan"))())
+    primitives = str(
+        jax.make_jaxpr(lambda: gru_jax.unroll(gru_jax.CUDNN, params, jnp.ones((2, WIDTH)), method="scan"))()
+    )
     assert "gru_" not in primitives

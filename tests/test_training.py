@@ -74,13 +74,15 @@ def test_seeds_side_by_side_are_seeds_alone():
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("mapping", ["jax.vmap", "lambda f: lambda tree: jax.lax.map(f, tree)"])
 def test_the_adding_problem_is_solved(tmp_path, mapping, x64):
-    """As the README's command says, with the compiler as users have it; the same from a cold cache and from a warm one."""
+    """As the README's command says, with the compiler as users have it; the same from a cold cache and a warm one."""
     words = ["train", "adding", "--length", "100", "--out"]
     program = f"import jax, sys\nfrom experiments import cli, training\ntraining.over_seeds = {mapping}\n"
     environment = {**os.environ, "JAX_ENABLE_X64": str(int(x64)), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     for name in ("cold", "warm"):
         main = f"{program}sys.exit(cli.main({[*words, str(tmp_path / name)]}))"
-        process = subprocess.run([sys.executable, "-c", main], cwd=ROOT, env=environment, capture_output=True, text=True)
+        process = subprocess.run(
+            [sys.executable, "-c", main], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         assert process.returncode == 0, process.stderr
         assert "seed 0: solved at step" in process.stdout
     assert (tmp_path / "cold" / runs.METRICS).read_bytes() == (tmp_path / "warm" / runs.METRICS).read_bytes()

@@ -241,7 +241,11 @@ class Packed(Generic[P]):
     def _check_shapes(self, params: Any, name: str) -> None:
         count, given = len(self.order), params._asdict()
         width = f"{count}·features" if count > 1 else "features"
-        symbols = {"recurrent_kernel": f"(features, {width})", "kernel": f"(in_features, {width})", "bias": f"({width},)"}
+        symbols = {
+            "recurrent_kernel": f"(features, {width})",
+            "kernel": f"(in_features, {width})",
+            "bias": f"({width},)",
+        }
         fields = sorted(given, key=[*symbols, *given].index)
         for field in fields:
             if field in ("kernel", "recurrent_kernel"):

@@ -93,6 +93,7 @@ class RNN(nn.Module):
             cell.equations, features, time_major=time_major, dtype=cell.dtype, method=self.method, reverse=reverse
         )
         params = cell.gru_params(inputs.shape[-1], features)
+        outputs: Any
         carry, outputs = stack.run([params], inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, **given)
         if reverse and not (self.keep_order if keep_order is None else keep_order):
             outputs = nn.recurrent.flip_sequences(outputs, seq_lengths, len(batch), time_major)
