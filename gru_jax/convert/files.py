@@ -202,5 +202,7 @@ def _from_json(path: _Path, text: str) -> Stack:
         equations = GRU(**cell | {name: activations.by_name(name, cell[name]) for name in ("gate", "candidate")})
         dtype = fields.pop("dtype", None)
         return Stack(equations, **fields, dtype=None if dtype is None else jnp.dtype(dtype))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} has a stack in its metadata that is not understood ({error!r}): {text!r}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} has a stack in its metadata that is not understood ({error!r}): {text[:1000]!r}"
+        ) from error

@@ -140,6 +140,8 @@ class Constants:
 
     def _initializer(self, name: str) -> np.ndarray:
         try:
+            if min(self._initializers[name].dims, default=0) < 0:
+                raise ValueError(f"expected no negative size, got {list(self._initializers[name].dims)}")
             return self._onnx.numpy_helper.to_array(self._initializers[name])
         except Exception as error:  # of any kind: the library trusts what it reads
             raise ValueError(f"constant {name!r} of the graph is damaged: {error}") from error
@@ -187,7 +189,20 @@ def _copied(attributes: dict[str, Any], *inputs: Any) -> int:
     return sum(value.nbytes for value in inputs)
 
 
+def _joined(attributes: dict[str, Any], *inputs: Any) -> int:
+    if len({value.dtype for value in inputs}) > 1:
+        raise ValueError(f"expected inputs of one dtype, got {[value.dtype.name for value in inputs]}")
+    return _copied(attributes, *inputs)
+
+
+def _sliced(attributes: dict[str, Any], value: Any, *limits: Any) -> int:
+    if any(limit is not None and limit.ndim != 1 for limit in limits):
+        raise ValueError("expected starts, ends, axes and steps with one dimension")
+    return 0
+
+
 def _broadcast(attributes: dict[str, Any], *inputs: Any) -> int:
+    _joined(attributes, *inputs)
     return math.prod(np.broadcast_shapes(*(value.shape for value in inputs))) * inputs[0].itemsize
 
 
@@ -213,7 +228,7 @@ def _cast(attributes: dict[str, Any], value: Any) -> int:
 _RESULT_BYTES: dict[str, Callable[..., int]] = {
     "Add": _broadcast,
     "Cast": _cast,
-    "Concat": _copied,
+    "Concat": _joined,
     "Constant": _view,
     "ConstantOfShape": _filled,
     "Div": _broadcast,
@@ -223,7 +238,7 @@ _RESULT_BYTES: dict[str, Callable[..., int]] = {
     "Mul": _broadcast,
     "Reshape": _copied,
     "Shape": _view,
-    "Slice": _view,
+    "Slice": _sliced,
     "Split": _view,
     "Squeeze": _view,
     "Sub": _broadcast,

@@ -89,6 +89,7 @@ class Graph:
             node = self.nodes[self._producers[end]] if end in self._producers else None
             if node is None or operator(node) not in _MOVES or node.output[0] != end:
                 return None
+            self.attributes(node)  # refuses what is not valid
             nodes.insert(0, node)
             end = node.input[0]
         return nodes
@@ -150,12 +151,16 @@ def _nested(nodes: Sequence[Any]) -> Iterator[Any]:
 
 
 def _producers(graph: Any) -> dict[str, int]:
-    """The place of the node that makes a tensor, which has no other origin."""
+    """The place of the node that makes a tensor, if no tensor has several origins or none."""
     made = [(name, place) for place, node in enumerate(graph.node) for name in node.output if name]
     given = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
     names = [*given, *(tensor.name for tensor in graph.initializer), *(name for name, _ in made)]
     if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
         raise ValueError(f"source must make every tensor of its graph once, got {twice} from several origins")
+    known = {"", *names, *(tensor.values.name for tensor in graph.sparse_initializer)}
+    for node in graph.node:
+        if unknown := set(node.input) - known:
+            raise ValueError(f"{label(node)} must take tensors that the graph has, got {sorted(unknown)}")
     return dict(made)
 
 
@@ -199,7 +204,7 @@ def _reshaped(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, i
         of[SIDE_BY_SIDE] = sizes[DIRECTION] * sizes[FEATURE]
         given = [of[axis] for axis in axes]
         shape = graph.constant_at(node.input[1], {node.input[0]: given}) if len(node.input) > 1 else None
-        target = None if shape is None else _resolved(np.ravel(shape).tolist(), given, allowzero)
+        target = None if shape is None or shape.ndim != 1 else _resolved(shape.tolist(), given, allowzero)
         kept = [names for names in kept if [of[axis] for axis in names] == target]
     return kept[0] if kept else None
 
@@ -216,7 +221,6 @@ def _resolved(shape: Sequence[int], given: Sequence[int], allowzero: int) -> lis
 
 def _same(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
     """Identity; and Dropout, if not for training."""
-    graph.attributes(node)  # refuses a node that is not valid
     training = node.input[2] if len(node.input) > 2 else ""
     if training:
         value = graph.constant(training)

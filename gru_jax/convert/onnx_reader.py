@@ -168,6 +168,8 @@ def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
         raise ValueError(f"{name} must have layout 0 or 1, got {layout!r}")
     cell = GRU(reset_after, *_activations(name, functions, _DIRECTIONS[direction]))
     inputs = dict(zip(("X", "W", "R", "B", "sequence_lens", "initial_h"), node.input, strict=False))
+    if graph.constant(inputs["X"]) is not None:
+        raise ValueError(f"{name} must take an X that is fed or computed, got a constant, {inputs['X']!r}")
     params = _weights(graph, name, inputs, reset_after, _DIRECTIONS[direction], hidden_size)
     lengths, initial_h = inputs.get("sequence_lens", ""), graph.constant(inputs.get("initial_h", ""))
     if lengths and graph.constant(lengths) is not None:

@@ -1,0 +1,331 @@
+"""Damaged files, and what reading them must end in: `python -m tests.fuzz onnx 0 1000` reads a thousand ONNX files.
+
+Every file comes from a seed: one that is in order, changed in its bytes or its structure. It is read within limits of
+CPU time and memory, and that ends in a ValueError or in a model. The model is held against the file in another way:
+
+- onnx: the part of the graph that a model stands for, from X of the first node to Y and Y_h of all of them, is computed
+  by onnxruntime, and from the model's parameters by the oracle. Sequences begin with what is fed to the graph, where
+  their start is no constant.
+- own, torch: tensors and metadata are taken out of the file's bytes here, and must be the model's, bit by bit.
+- cli: `main` ends with 0 and a file that holds the same model as the one it was given, or with 2 and a message.
+"""
+
+import collections
+import contextlib
+import io
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from gru_jax import convert
+from gru_jax.convert.cli import main as command
+from tests import oracle
+from tests.fuzz_files import any_of, damaged_onnx, damaged_safetensors, flipped, onnx_files, own_files, parts, torch_files
+from tests.models import assert_identical
+
+CPU_SECONDS, BYTES = 5, 200 * 2**20
+"""What reading one file may take, beyond what the process has."""
+
+
+def limited(call):
+    """`call()` within the limits: beyond them it raises a MemoryError, or the process ends."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = {
+        resource.RLIMIT_AS: pages * resource.getpagesize() + BYTES,
+        resource.RLIMIT_CPU: int(time.process_time()) + 1 + CPU_SECONDS,
+    }
+    before = {kind: resource.getrlimit(kind) for kind in limits}
+    for kind, limit in limits.items():
+        resource.setrlimit(kind, (limit, before[kind][1]))
+    start = time.process_time()
+    try:
+        return call()
+    finally:
+        for kind, limit in before.items():
+            resource.setrlimit(kind, limit)
+        assert time.process_time() - start < CPU_SECONDS
+
+
+# --- ONNX: onnxruntime and the oracle -----------------------------------------------------------------------------------
+
+
+def check_onnx(data, result):
+    """Raises if the model is not what the graph computes."""
+    import onnx
+
+    one, carry = result
+    proto = onnx.load_model_from_string(data)
+    layers = [node for node in proto.graph.node if node.op_type == "GRU" and node.domain in ("", "ai.onnx")]
+    states = np.stack([np.asarray(state) for state in carry] if isinstance(carry, tuple) else [carry]) if carry is not None else None
+    sizes = {(5, 2)}
+    for value in proto.graph.input:  # sizes that the graph fixes, time first or batch first
+        if len(fixed := [size.dim_value or 0 for size in value.type.tensor_type.shape.dim]) == 3:
+            sizes |= {(fixed[0] or 5, fixed[1] or 2), (fixed[1] or 5, fixed[0] or 2)}
+    sizes = [(5, 2 if states is None else states.shape[1]), *(pair for pair in sorted(sizes) if max(pair) < 100)]
+    errors = []
+    for time_steps, batch in sizes:
+        try:
+            compared = _computed(onnx, proto, layers, one, states, time_steps, batch)
+        except Refused as error:
+            errors.append(str(error))
+            continue
+        for ours, theirs in compared:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+        return
+    raise Refused(errors[0])
+
+
+class Refused(Exception):
+    """onnxruntime does not compute the graph."""
+
+
+def _computed(onnx, proto, layers, one, states, time_steps, batch):
+    """Pairs of what the model and the graph compute: Y of the last layer, and Y_h of each."""
+    import onnxruntime
+
+    rng = np.random.default_rng(0)
+    dtype = one.params[0].kernel.dtype
+    directions, features = one.stack.directions, one.stack.features
+    elem = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+    feed = {layers[0].input[0]: rng.normal(size=(time_steps, batch, one.params[0].in_features)).astype(dtype)}
+    given = {value.name for value in proto.graph.input} - {tensor.name for tensor in proto.graph.initializer}
+    starts, lengths = [], None
+    for i, node in enumerate(layers):
+        inputs = [*node.input, *[""] * 6][:6]
+        start = np.zeros((directions, batch, features), dtype)
+        if inputs[5] and given & ancestors(proto, [inputs[5]]):
+            start = feed.setdefault(inputs[5], rng.normal(size=start.shape).astype(dtype))
+        elif inputs[5] and states is not None:
+            start = states[i * directions : (i + 1) * directions].astype(dtype)
+        starts.append(start)
+        if inputs[4]:
+            lengths = feed.setdefault(inputs[4], np.arange(time_steps, time_steps - batch, -1, np.int32).clip(1))
+    wanted = [name for node in layers for name in [*node.output, "", ""][:2] if name]
+    part = onnx.ModelProto()
+    part.CopyFrom(proto)
+    kept = ancestors(proto, wanted, set(feed))
+    for field in ("node", "initializer", "input", "output", "value_info"):
+        part.graph.ClearField(field)
+    part.graph.initializer.extend(tensor for tensor in proto.graph.initializer if tensor.name in kept)
+    part.graph.node.extend(node for node in proto.graph.node if set(node.output) & kept and not set(node.output) & set(feed))
+    for name, value in feed.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        part.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
+    for value in proto.graph.input:  # those whose shapes constants are made of
+        if value.name in kept - set(feed) and value.name in given:
+            shape = [size.dim_value or 2 for size in value.type.tensor_type.shape.dim]
+            part.graph.input.append(onnx.helper.make_tensor_value_info(value.name, elem, shape))
+            feed[value.name] = np.zeros(shape, dtype)
+    part.graph.output.extend(onnx.helper.make_tensor_value_info(name, elem, None) for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    try:
+        session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        theirs = dict(zip(wanted, session.run(wanted, feed), strict=True))
+    except Exception as error:
+        raise Refused(str(error).replace("\n", " ")[:600]) from error
+    mask = None if lengths is None else np.arange(time_steps)[:, None] < lengths
+    xs, pairs = feed[layers[0].input[0]].astype(np.float64), []
+    for i, node in enumerate(layers):
+        runs = []
+        for j, start in enumerate(starts[i].astype(np.float64)):
+            params = one.params[i * directions + j]
+            reverse = one.stack.reverse or j == 1
+            options = dict(reset_after=one.stack.cell.reset_after, mask=mask, reverse=reverse)
+            runs.append(oracle.gru(oracle.weights(params), xs, start, **options))
+        xs = np.concatenate([hs for _, hs in runs], -1)
+        outputs = [*node.output, "", ""][:2]
+        expected = np.stack([hs for _, hs in runs], 1), np.stack([h for h, _ in runs])
+        pairs += [(value, theirs[name]) for name, value in zip(outputs, expected, strict=True) if name]
+    return pairs
+
+
+def ancestors(proto, names, stop=frozenset()):
+    """The tensors that some are made of, and they themselves; what `stop` is made of is left out."""
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    found, pending = set(), list(names)
+    while pending:
+        name = pending.pop()
+        if name and name not in found:
+            found.add(name)
+            if name in producers and name not in stop:
+                pending += producers[name].input
+    return found
+
+
+# --- safetensors: bytes taken apart here --------------------------------------------------------------------------------
+
+KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+def tensors_of(data):
+    header, body = parts(data)
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        tensors[name] = np.frombuffer(body[start:stop], np.dtype(KINDS[entry["dtype"]])).reshape(entry["shape"])
+    return tensors, metadata
+
+
+def check_own(data, one):
+    tensors, metadata = tensors_of(data)
+    for i, params in enumerate(one.params):
+        layer, direction = divmod(i, one.stack.directions)
+        for field, value in params._asdict().items():
+            expected = tensors.pop(f"layers.{layer}.{('forward', 'backward')[direction]}.{field}", None)
+            assert (value is None) == (expected is None)
+            if value is not None:
+                assert (value.dtype, value.shape, value.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
+    assert not tensors
+    stack = json.loads(metadata["stack"])
+    cell = stack.pop("cell")
+    assert cell == {
+        "reset_after": one.stack.cell.reset_after,
+        "gate": {"sigmoid": "sigmoid", "tanh": "tanh"}[one.stack.cell.gate.__name__],
+        "candidate": one.stack.cell.candidate.__name__,
+    }
+    dtype = stack.pop("dtype", None)
+    assert one.stack.dtype == (None if dtype is None else np.dtype(dtype))
+    for field, value in stack.items():
+        held = getattr(one.stack, field)
+        assert held == value
+        assert isinstance(held, bool) == isinstance(value, bool)
+
+
+def check_torch(data, one):
+    tensors, _ = tensors_of(data)
+    assert len(tensors) == len(one.params) * (4 if one.params[0].bias is not None else 2)
+    for i, params in enumerate(one.params):
+        layer, backward = divmod(i, one.stack.directions)
+        end = f"_l{layer}" + "_reverse" * backward
+        end = end if "weight_ih" + end in tensors else ""  # a GRUCell
+        kernel, recurrent_kernel = (tensors[f"weight_{kind}{end}"].T for kind in ("ih", "hh"))
+        np.testing.assert_array_equal(params.kernel, kernel)
+        np.testing.assert_array_equal(params.recurrent_kernel, recurrent_kernel)
+        if params.bias is not None:
+            features = one.stack.features
+            first, second = (tensors[f"bias_{kind}{end}"] for kind in ("ih", "hh"))
+            expected = np.concatenate([(first + second)[: 2 * features], first[2 * features :]])
+            np.testing.assert_array_equal(params.bias, expected)
+            np.testing.assert_array_equal(params.recurrent_bias, second[2 * features :])
+
+
+# --- The subjects -------------------------------------------------------------------------------------------------------
+
+
+def read_file(read, check, damage, suffix):
+    """A subject: one file of a seed is read and checked; returns how it ended."""
+
+    def subject(rng, files, folder):
+        data = damage(rng, files)
+        path = folder / f"file{suffix}"
+        path.write_bytes(data)
+        try:
+            result = limited(lambda: read(path))
+        except ValueError:
+            return "ValueError"
+        try:
+            check(data, result)
+        except Refused as error:
+            return f"read, and onnxruntime says {error}"
+        return "right"
+
+    return subject
+
+
+def run_command(rng, files, folder):
+    """A subject: the command line with arguments and a file, either of which may be damaged."""
+    place = rng.integers(len(files))
+    suffix, bases = files[place]
+    damage = damaged_onnx if suffix == ".onnx" else damaged_safetensors
+    data = damage(rng, bases) if rng.random() < 0.6 else _bytes(any_of(rng, bases))
+    source, target = folder / f"in{suffix}", folder / f"out{any_of(rng, ['.onnx', '.safetensors', '', '.onnx'])}"
+    source.write_bytes(data)
+    arguments = [str(source), str(target)]
+    for option in ("--from", "--to", "--prefix", "--nodes", "--seq-lengths", "--initial-carry", "--force"):
+        if rng.random() < 0.15:
+            arguments.append(option)
+            if option in ("--from", "--to", "--prefix", "--nodes"):
+                arguments += [any_of(rng, ["gru_jax", "torch", "onnx", "", "rnn.", "layers.0.Y"])]
+    if rng.random() < 0.3:
+        odd = [b"--", b"-x", b"\x00", b"\xff", b"a" * 300, b"/", b"--force=1", bytes(folder)]
+        arguments.insert(rng.integers(len(arguments) + 1), os.fsdecode(any_of(rng, odd)))
+    if rng.random() < 0.15:
+        i = rng.integers(len(arguments))
+        arguments[i] = os.fsdecode(flipped(rng, os.fsencode(arguments[i]) or b"x"))
+    out, err = io.StringIO(), io.StringIO()
+    before = _listed(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(folder):
+            status = limited(lambda: command(arguments))
+    except SystemExit as end:
+        assert end.code == 2 or "-h" in "".join(arguments) and end.code == 0, end.code
+        status = 2
+    assert status in (0, 2)
+    if status == 2:
+        assert err.getvalue()
+        assert _listed(folder) == before
+    else:
+        assert "read back: every parameter is identical" in out.getvalue() or "differs" in out.getvalue()
+    for path in set(folder.iterdir()) - {source}:
+        path.unlink()
+    return f"status {status}"
+
+
+def _bytes(value):
+    return value if isinstance(value, bytes) else value.SerializeToString()
+
+
+def _listed(folder):
+    return {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+SUBJECTS = {
+    "onnx": (
+        lambda folder: onnx_files(),
+        read_file(lambda path: convert.from_onnx(path, return_carry=True), check_onnx, damaged_onnx, ".onnx"),
+    ),
+    "own": (own_files, read_file(convert.load, check_own, damaged_safetensors, ".safetensors")),
+    "torch": (
+        torch_files,
+        read_file(convert.load_torch_safetensors, check_torch, damaged_safetensors, ".safetensors"),
+    ),
+    "cli": (
+        lambda folder: [(".onnx", onnx_files()), (".safetensors", own_files(folder)), (".safetensors", torch_files(folder))],
+        run_command,
+    ),
+}
+
+
+def run(kind, start, stop, progress):
+    """How the files of these seeds ended, and how many of each; a file's seed goes to `progress` before it is read."""
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = Path(name)
+        make, subject = SUBJECTS[kind]
+        files = make(folder)
+        for path in folder.iterdir():
+            path.unlink()
+        ends = collections.Counter()
+        for seed in range(start, stop):
+            progress.write_text(str(seed))
+            try:
+                end = subject(np.random.default_rng(seed), files, folder)
+            except BaseException as error:
+                end = f"seed {seed}: {error!r}"[:500]
+                if os.environ.get("FUZZ_RAISE"):
+                    raise
+            ends[end] += 1
+    return dict(ends)
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))))
