@@ -10,7 +10,7 @@ from gru_jax import convert
 from gru_jax.convert.files import save
 from tests.models import model
 
-# --- ONNX ---------------------------------------------------------------------------------------------------------------
+# --- ONNX -------------------------------------------------------------------------------------------------------------
 
 
 def torch_like(helper, numpy_helper, *, static, layers=2):
@@ -266,7 +266,7 @@ ONNX_CHANGES = [
     *(_attribute, _attribute, _tensor, _tensor, _shapes, _version, _swap),
 ]
 
-# --- safetensors --------------------------------------------------------------------------------------------------------
+# --- safetensors ------------------------------------------------------------------------------------------------------
 
 
 def own_files(folder):
@@ -314,7 +314,7 @@ def _change_header(rng, header):
     name = any_of(rng, list(header))
     if name is None:
         return
-    if name == "__metadata__" or "__metadata__" in header and rng.random() < 0.4:
+    if name == "__metadata__" or ("__metadata__" in header and rng.random() < 0.4):
         _change_metadata(rng, header["__metadata__"])
         return
     entry = header[name]
@@ -348,5 +348,24 @@ def _change_metadata(rng, metadata):
     metadata["stack"] = json.dumps(stack)
 
 
-ODD = [None, True, False, 0, 1, 2, 3, -1, 2**70, 0.5, 1.0, float("nan"), float("inf"), "", "tanh", "scan", "float32", "O"]
+ODD = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    3,
+    -1,
+    2**70,
+    0.5,
+    1.0,
+    float("nan"),
+    float("inf"),
+    "",
+    "tanh",
+    "scan",
+    "float32",
+    "O",
+]
 ODD += ["f4,f4", [], [1], {}, {"a": 1}, "int8", "bfloat16", "float8_e4m3fn"]
