@@ -69,6 +69,19 @@ class Graph:
             name = node.input[0]
         return None
 
+    def is_made_of(self, name: str, kind: str) -> bool:
+        """Whether a node of a kind is among those that a tensor is computed by."""
+        pending, seen = [name], set()
+        while pending:
+            place = self._producers.get(pending.pop())
+            if place is None or place in seen:
+                continue
+            if operator(self.nodes[place]) == kind:
+                return True
+            seen.add(place)
+            pending += self.nodes[place].input
+        return False
+
     def shape(self, name: str) -> list[int | None]:
         """The sizes of a tensor that is no constant, as the graph fixes them, with None for others; [] if unknown."""
         if self._shapes is None:
@@ -160,7 +173,7 @@ def _producers(graph: Any) -> dict[str, int]:
     known = {"", *names, *(tensor.values.name for tensor in graph.sparse_initializer)}
     for node in graph.node:
         if unknown := set(node.input) - known:
-            raise ValueError(f"{label(node)} must take tensors that the graph has, got {sorted(unknown)}")
+            raise ValueError(f"{label(node)} must take tensors that the graph has, got {sorted(unknown, key=str)}")
     return dict(made)
 
 

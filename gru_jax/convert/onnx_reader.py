@@ -177,6 +177,12 @@ def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
             f"{name} has constant sequence_lens, {graph.constant(lengths)}, and a model holds none: expected a tensor "
             "that is fed or computed"
         )
+    for kind in ("sequence_lens", "initial_h"):
+        if graph.is_made_of(inputs.get(kind, ""), "GRU"):
+            raise ValueError(
+                f"{name} takes {kind} from a GRU, and a model holds no such link: expected a tensor that is fed, or "
+                f"computed without one, got {inputs[kind]!r}"
+            )
     if initial_h is not None:
         if initial_h.dtype != params[0].kernel.dtype:
             raise ValueError(
