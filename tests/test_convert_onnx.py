@@ -282,7 +282,8 @@ REFUSED = {
     "direction": (dict(direction="sideways"), "node 'gru' must have direction in .*, got 'sideways'"),
     "layout": (dict(layout=2), "node 'gru' must have layout 0 or 1, got 2"),
     "size": (dict(hidden_size=5), "node 'gru' must have hidden_size as R has it, 4, got 5"),
-    "W": (dict(inputs=["X", "V", "gru.R"]), "node 'gru' must have W as a constant of the graph, got 'V'"),
+    "W": (dict(inputs=["X", "X", "gru.R"]), "node 'gru' must have W as a constant of the graph, got 'X'"),
+    "nothing": (dict(inputs=["X", "V", "gru.R"]), r"node 'gru' must take tensors that the graph has, got \['V'\]"),
     "shape": (
         dict(inputs=["X", "gru.R", "gru.W"], hidden_size=3),
         r"node 'gru' must have W of shape \(directions, 3·features, in_features\) = \(1, 9, 4\), got \(1, 12, 4\)",
@@ -385,7 +386,7 @@ def test_nodes_of_other_cells_are_said_to_be_so():
     for kind, what in [("LSTM", "an LSTM.*gru_jax.cells.LSTM.*i, f, g, o"), ("RNN", "a simple.*gru_jax.cells.Elman")]:
         made = onnx.helper.make_node(kind, ["X", "W", "R"], ["Y"], name="rnn", hidden_size=4)
         with pytest.raises(ValueError, match=f"must have a GRU node .*; node 'rnn' is of {what}"):
-            convert.from_onnx(graph([made], {}))
+            convert.from_onnx(graph([made], {"W": np.zeros((1, 1, 3)), "R": np.zeros((1, 1, 4))}))
 
 
 def test_layers_and_cells_are_written_too():

@@ -123,9 +123,10 @@ def test_a_module_as_a_keyword():
 @pytest.mark.parametrize(
     ("steps", "batch", "features", "states", "pull"),
     [
-        (1, 1, 256, True, True),
+        (1, 1, 256, False, True),
+        (4, 1, 256, True, True),
         (1, 1, 512, False, False),
-        (5, 1, 512, True, False),
+        (5, 1, 512, False, False),
         (40, 1, 512, True, True),
         (5, 8, 512, True, True),
     ],

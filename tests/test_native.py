@@ -209,9 +209,10 @@ def test_shapes_are_checked_in_cpp(handler):
     call({})
     optional = {"bias", "recurrent bias", "drop", "mask", "resets", "reset_state"}
     optional |= {"d_xs", "d_reset_state", "d_bias", "d_recurrent_bias"}
+    needless = {"ys"}  # XLA leaves out a call whose only result is empty
     for name, shape in {**operands, **results}.items():
         wrong = [(*shape[:axis], shape[axis] + 1, *shape[axis + 1 :]) for axis in range(len(shape))]
-        for changed in (*wrong, shape[1:], *(() if name in optional else (NONE,))):
+        for changed in (*wrong, shape[1:], *(() if name in optional | needless else (NONE,))):
             with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT: gru_jax: .* must have"):
                 call({name: changed})
     for name in optional & {*operands, *results}:
