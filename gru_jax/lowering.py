@@ -209,7 +209,9 @@ def rule(primitive: str, portable: Callable[..., Any], loops: Callable[..., Any]
         if devices > 1:
             outputs = params.get("wrt") or ("hs",) * len(ctx.avals_out)
             call = partitioning.partitioned(call, names, outputs, several)
-        return mlir.lower_fun(call, multiple_results=several)(ctx, *operands)
+        with partitioning.no_mesh():
+            avals = [jax.core.ShapedArray(x.shape, x.dtype) for x in ctx.avals_in]
+            return mlir.lower_fun(call, multiple_results=several)(ctx.replace(avals_in=avals), *operands)
 
     return lower
 

@@ -1,5 +1,6 @@
 """How calls of the native kernels are shared out among devices: by groups and batch, as their operands are sharded."""
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,14 @@ def prepare(*primitives: Primitive) -> None:
         from jax._src import dispatch  # there is no public way
 
         dispatch.prim_requires_devices_during_lowering.update(primitives)
+
+
+def no_mesh() -> contextlib.AbstractContextManager[Any]:
+    """Within it arrays have no sharding in their types, whatever mesh surrounds the computation.
+
+    The calls of the kernels fold axes, which a mesh with explicit axes refuses where several are sharded.
+    """
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def aligned(xs: jax.Array, params: Any, timed: Any, states: Any) -> tuple[jax.Array, Any, Any, Any]:
@@ -97,8 +106,7 @@ def partitioned(
         summed = tuple(_mesh_axes(spec[groups:]))
 
         def local(*args: jax.Array) -> Any:
-            # A device's share is not sharded any more, whatever mesh surrounds the computation.
-            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            with no_mesh():
                 outs = call(*args)
                 if not several or not summed:
                     return outs

@@ -30,6 +30,14 @@ def _no_compilation_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _ctrl_c_reaches_what_is_started():
+    """What runs in the background ignores Ctrl-C, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def call(folder, *options, task="adding"):
     return cli.main(["train", task, *TINY, "--out", str(folder), *options])
 
@@ -156,20 +164,9 @@ def start(folder, *options):
     """The command in a process of its own; it compiles anew, with little effort, where nothing says otherwise."""
     command = [sys.executable, "-W", "error", "-m", "experiments", "train", "copy", *options, "--out", str(folder)]
     environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_ENABLE_COMPILATION_CACHE": "false", **os.environ}
-    # What is started in the background ignores Ctrl-C, and so does all that it starts.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(
-            [*command, "--resume"],
-            cwd=ROOT,
-            env=environment,
-            stdout=PIPE,
-            stderr=PIPE,
-            text=True,
-            start_new_session=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return subprocess.Popen(
+        [*command, "--resume"], cwd=ROOT, env=environment, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True
+    )
 
 
 def wait_for(process, condition):
@@ -240,11 +237,13 @@ def test_thirty_interrupts(tmp_path):
     check_left(process, alone, signal.SIGINT)
 
     def interrupt(seed):
-        moments = np.random.default_rng(seed).uniform(0, 1.5 * first, size=15)
+        moments = np.random.default_rng(seed).uniform(0, 1.5 * first, size=15).tolist()
         for moment in moments:
             process, began = start(stopped[seed], *options), time.perf_counter()
             wait_for(process, lambda process=process: waits_for_signals(process))
             time.sleep(max(0, moment - (time.perf_counter() - began)))
+            if moment is moments[-1]:
+                wait_for(process, lambda: count(stopped[seed]))
             check_left(process, stopped[seed], signal.SIGINT)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -56,10 +56,9 @@ def check_explicit(cell, method, layout, dtype, reverse=False, second=False):
     keys = jax.random.split(jax.random.key(0), 5)
     params = cell.init(keys[0], 4, 8, bias_init=normal_init, recurrent_kernel_init=normal_init, dtype=dtype)
     xs, h_0 = jax.random.normal(keys[1], (3, *batch, 4), dtype), jax.random.normal(keys[2], (*batch, 8), dtype)
-    options = {"mask": jax.random.bernoulli(keys[3], 0.8, (3, *batch)), "lengths": jnp.full(batch, 2)}
-    if method != "native":
-        options["resets"] = jax.random.bernoulli(keys[4], 0.3, (3, *batch))
-    function = derivatives(cell, method, {**options, "reverse": reverse}, second)
+    mask, resets = (jax.random.bernoulli(key, p, (3, *batch)) for key, p in zip(keys[3:], (0.8, 0.3), strict=True))
+    options = {"mask": mask, "lengths": jnp.full(batch, 2), "resets": resets, "reverse": reverse}
+    function = derivatives(cell, method, options, second)
     expected = function(params, xs, h_0)
     with jax.set_mesh(jax.make_mesh(sizes, ("a", "b")[: len(sizes)])):
         placed = jax.tree.map(lambda x: jax.device_put(x, P(*of_weights[: x.ndim]) if x.ndim > 1 else P()), params)

@@ -64,8 +64,6 @@ def flags():
 def unrolled(cell, method, dtype=jnp.float32, **options):
     given = flags()
     arrays = {"lengths": given["seq_lengths"], "mask": given["mask"].T, "resets": given["resets"].T}
-    if method == "native":
-        del arrays["resets"]  # what the kernels do not take yet is refused by name
     params = cell.init(
         jax.random.key(0), WIDTH, WIDTH, bias_init=normal_init, recurrent_kernel_init=random_kernel, dtype=dtype
     )
