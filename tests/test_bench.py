@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from experiments.bench import growth, measure, peers, settings, timing, training
+from experiments.bench import growth, measure, peers, rollout, settings, timing, training
 from experiments.bench.settings import Shape
+from tests.cases import native_is_installed
 
 TINY = ["--shapes", "4,2,3,5", "--rounds", "2", "--sample-ms", "0"]
 MODULES = {
@@ -39,6 +40,7 @@ def test_all_peers(tmp_path, capsys):
     assert cli.main(["bench", *TINY, "--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]) == 0
     shown = capsys.readouterr().out
     missing = {name for name, module in MODULES.items() if importlib.util.find_spec(module) is None}
+    missing |= set() if native_is_installed else {"gru_jax-native"}
     written = json.loads((tmp_path / "b.json").read_text())
     assert set(written["skipped"]) == missing
     assert written["machine"]["versions"]["jax"]
@@ -67,14 +69,37 @@ def test_training_steps(tmp_path, capsys, monkeypatch):
     """Both models have the same loss, so they are the same model."""
     monkeypatch.setattr(settings, "QUICK_SHAPES", (Shape(2, 1, 2, 2),))
     monkeypatch.setattr(training, "SMALL", {"length": 4, "hidden": 3, "batch": 2})
+    monkeypatch.setattr(rollout, "QUICK_SIZES", ((3, 2),))
     options = ["--quick", "--rounds", "1", "--sample-ms", "0", "--peers", "flax-nnx"]
     assert cli.main(["bench", *options, "--json", str(tmp_path / "t.json")]) == 0
-    written = json.loads((tmp_path / "t.json").read_text())["training"]
+    all_written = json.loads((tmp_path / "t.json").read_text())
+    written = all_written["training"]
     assert [(row["config"]["task"], row["model"]) for row in written] == [
         (task, model) for task in ("adding", "copy") for model in ("gru_jax", "flax-nnx")
     ]
     assert all(row["difference"] < 1e-5 and row["seconds"] > 0 for row in written)
-    assert "train copy, length 4, batch 2, hidden 3" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "train copy, length 4, batch 2, hidden 3" in shown
+    assert "### Rollout: T = 1, in a scan of 128 calls, times as fast as the cell of flax-nnx" in shown
+    native = ["gru_jax-native"] * native_is_installed
+    ways = ["gru_jax-auto", "gru_jax-fused", *native, "gru_jax-step", "flax-nnx", "flax-nnx, again"]
+    assert [row["name"] for row in all_written["rollout"]] == ways
+    assert all(row["difference"] < 1e-5 and row["calls"] == 128 for row in all_written["rollout"])
+
+
+def test_rollout(capsys, monkeypatch):
+    """Calls of three lengths, in a scan and alone, whose outputs are those of Flax' cell, or it says so."""
+    monkeypatch.setattr(rollout, "QUICK_SIZES", ((3, 2),))
+    monkeypatch.setattr(rollout, "METHODS", ("auto",))
+    monkeypatch.setattr(rollout, "TOLERANCE", -1.0)
+    assert cli.main(["bench", "--rollout", "--quick", "--rounds", "1", "--sample-ms", "0"]) == 1
+    shown = capsys.readouterr().out
+    tables = re.findall("Rollout: (T = .*, .*), times", shown)
+    assert tables == [f"T = {steps}, {how}" for how in ("in a scan of 128 calls", "alone") for steps in (1, 4, 16)]
+    header, _, row = rows(shown.split("### Rollout")[-1])
+    assert header[:2] == ["T,B,H", "flax-nnx, µs a call"]
+    assert row[0] == "16,2,3"
+    assert all(cell.endswith(" DISAGREES") for cell in row[2:])
 
 
 def test_sweep(tmp_path, capsys, monkeypatch):
@@ -122,6 +147,8 @@ def test_disagreement_is_reported(tmp_path, capsys, monkeypatch):
         ),
         ("--shapes 4x2x3x5", "--shapes takes four positive integers T,B,D,H, e.g. 100,32,64,128; got '4x2x3x5'"),
         ("--sweep --shapes 4,2,3,5", "--sweep chooses its own shapes; leave --shapes out"),
+        ("--rollout --shapes 4,2,3,5", "--rollout chooses its own shapes; leave --shapes out"),
+        ("--rollout --peers torch", "--rollout has its own peers and no figure; leave --sweep, --peers and --plot out"),
         ("--peers flaxnnx", "unknown peer 'flaxnnx'; did you mean 'flax-nnx'? Peers: gru_jax-scan, "),
         ("--rounds 0", "--rounds must be at least 1, got 0"),
         ("--sample-ms nan", "--sample-ms must be between 0 and 10000, got nan"),

@@ -21,6 +21,14 @@ native = pytest.mark.skipif(not native_is_installed, reason="the native kernels 
 each_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
 
+def rows(*short, long=()):
+    """Rows of a table, as (name of the cell, ...) or numbers; those of `long` take the marker."""
+    return [
+        *short,
+        *(pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=pytest.mark.long) for row in long),
+    ]
+
+
 def check(got, want, accuracy=ACCURACY):
     """Every array within `accuracy` of its exact value, relative to its largest entry."""
     for x, exact in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -94,7 +102,7 @@ def value_and_gradient(cell, reverse):
 
 
 @native
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", rows(*range(12), long=range(12, 24)))
 def test_random_sizes_and_options(seed, keep):
     """Preactivations are kept for the gradient by every other one."""
     keep(seed % 2)
@@ -254,16 +262,27 @@ def test_an_unknown_instruction_set_is_refused():
 
 @native
 @pytest.mark.parametrize(
-    ("operator", "options", "kept"),
-    [
-        ("value_and_grad", "plain", False),
-        *((name, "all", False) for name in OPERATORS),
-        ("value_and_grad", "all", True),
-        ("reverse_over_reverse", "all", True),
-    ],
+    ("cell", "operator", "options", "kept"),
+    rows(
+        ("after", "value_and_grad", "plain", False),
+        *((cell, "value_and_grad", "all", kept) for cell in CELLS for kept in (False, True)),
+        *((cell, "forward_over_reverse", "all", False) for cell in CELLS),
+        ("after", "linearize", "all", False),
+        ("before", "reverse_over_forward", "all", False),
+        ("after", "reverse_over_reverse", "all", True),
+        ("before", "third_order", "all", False),
+        ("after", "checkpointed", "all", False),
+        ("before", "checkpointed_states", "all", False),
+        long=[
+            ("before", "linearize", "all", False),
+            ("after", "reverse_over_forward", "all", False),
+            ("before", "reverse_over_reverse", "all", True),
+            ("after", "third_order", "all", False),
+        ],
+    ),
 )
-@each_cell
 def test_every_derivative(cell, operator, options, kept, keep):
+    cell = CELLS[cell]
     keep(kept)
     p = problem(cell, OPTIONS[options])
     static = {name: value for name, value in p.options.items() if name == "reverse"}
@@ -278,9 +297,13 @@ def test_every_derivative(cell, operator, options, kept, keep):
 
 
 @native
-@pytest.mark.parametrize("operator", [jax.hessian, jax.jacfwd, jax.jacrev], ids=lambda f: f.__name__)
-@each_cell
+@pytest.mark.parametrize(
+    ("cell", "operator"),
+    rows(("after", jax.jacrev), ("before", jax.jacfwd), ("before", jax.hessian), long=[("after", jax.hessian)]),
+    ids=lambda x: getattr(x, "__name__", x),
+)
 def test_whole_matrices(cell, operator):
+    cell = CELLS[cell]
     p = problem(cell, ("mask", "resets"), steps=3)
 
     def function(method):
@@ -294,9 +317,12 @@ def test_whole_matrices(cell, operator):
 
 
 @native
-@pytest.mark.parametrize(("axes", "kept"), [*((axes, False) for axes in AXES), ("everything", True)])
-@each_cell
+@pytest.mark.parametrize(
+    ("cell", "axes", "kept"),
+    [*(("after", axes, False) for axes in AXES), ("before", "everything", True), ("before", "weights", False)],
+)
 def test_vmap(cell, axes, kept, keep):
+    cell = CELLS[cell]
     keep(kept)
     p = problem(cell, ("mask", "resets"))
     args = *p[:4], p.options["mask"], p.options["resets"]
@@ -313,9 +339,12 @@ def test_vmap(cell, axes, kept, keep):
 
 
 @native
-@pytest.mark.parametrize("order", [("weights", "inputs"), ("inputs", "weights"), ("weights", "weights")])
-@each_cell
+@pytest.mark.parametrize(
+    ("cell", "order"),
+    [("after", ("weights", "inputs")), ("before", ("inputs", "weights")), ("after", ("weights", "weights"))],
+)
 def test_vmap_in_vmap(cell, order):
+    cell = CELLS[cell]
     p = problem(cell, ("mask", "resets"))
     args = *p[:4], p.options["mask"], p.options["resets"]
     outer, inner = (AXES[axes] for axes in order)
@@ -387,7 +416,7 @@ def test_results_do_not_depend_on_the_number_of_threads(cell, batch, steps, monk
 
 
 @native
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", rows(*range(4), long=range(4, 8)))
 def test_few_rows_whose_steps_threads_share(seed, keep, monkeypatch):
     """What two threads that share the columns of each step compute is what one computes."""
     keep(seed % 2)

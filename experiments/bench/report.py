@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.bench import growth, measure, peers
 from experiments.bench.measure import PASSES, Cost, Result
+from experiments.bench.rollout import Rollout
 from experiments.bench.training import TrainingStep
 
 LEGEND = """\
@@ -91,6 +92,34 @@ def training_as_json(row: TrainingStep) -> dict[str, Any]:
         "model": row.model,
         "seconds": row.timing.median,
         "quartiles": list(row.timing.quartiles),
+        "speedup": row.speedup,
+        "difference": row.difference,
+    }
+
+
+def rollout_table(results: Sequence[Sequence[Rollout]]) -> str:
+    """Speed-ups of calls of few steps: a row for each size, a column for each way."""
+    first = results[0][0]
+    within = "alone" if first.calls == 1 else f"in a scan of {first.calls} calls"
+    names = [row.name for row in results[0]]
+    rows = []
+    for size in results:
+        by_name = {row.name: row for row in size}
+        reference = by_name[peers.REFERENCE].timing.median
+        times = [f"{one.speedup:.2f}" + ("" if one.agrees else " DISAGREES") for one in by_name.values()]
+        rows.append([f"{first.shape.T},{size[0].shape.B},{size[0].shape.H}", f"{1e6 * reference:.2f}", *times])
+    title = f"### Rollout: T = {first.shape.T}, {within}, times as fast as the cell of {peers.REFERENCE}"
+    return f"{title}\n\n" + _table(["T,B,H", f"{peers.REFERENCE}, µs a call", *names], rows)
+
+
+def rollout_as_json(row: Rollout) -> dict[str, Any]:
+    """A row of JSON's types; times in seconds a call."""
+    return {
+        "shape": row.shape._asdict(),
+        "calls": row.calls,
+        "name": row.name,
+        "seconds": row.timing.median,
+        "samples": list(row.timing.seconds),
         "speedup": row.speedup,
         "difference": row.difference,
     }

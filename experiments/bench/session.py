@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.bench import figures, growth, machine, measure, peers, report, training
+from experiments.bench import figures, growth, machine, measure, peers, report, rollout, training
 from experiments.bench.measure import PASSES, Result
 from experiments.bench.settings import Bench
 
@@ -21,7 +21,8 @@ def run(options: Bench) -> int:
       The exit status: 1 if a peer computed something else than we do, or if none could run; else 0.
     """
     started = time.perf_counter()
-    names = options.peers or (growth.guarded(peers.PEERS) if options.sweep else tuple(peers.PEERS))
+    own = (peers.REFERENCE,) if options.rollout else options.peers
+    names = own or (growth.guarded(peers.PEERS) if options.sweep else tuple(peers.PEERS))
     distributions = dict.fromkeys(one for name in names for one in peers.get(name).distributions)
     described = machine.describe(distributions)
     print(report.heading(described, options.command()), flush=True)
@@ -32,26 +33,30 @@ def run(options: Bench) -> int:
         if not present:
             print("error: no peer can run here", file=sys.stderr)
             return 1
-        run_all = _sweeps if options.sweep else _shapes
+        run_all = _sweeps if options.sweep else _rollouts if options.rollout else _shapes
         written = {"command": options.command(), "machine": described, "skipped": skipped}
-        results = run_all(options, present, written)
+        disagreeing = sorted(set(run_all(options, present, written)))
     if options.json is not None:
         options.json.write_text(json.dumps(written, indent=1, allow_nan=False) + "\n")
-    disagreeing = sorted({name for result in results for name in result.disagreeing})
     if disagreeing:
         print(f"\nNot the same outputs or gradients as gru_jax: {', '.join(disagreeing)}")
     print(f"\nTook {time.perf_counter() - started:.0f} s.", flush=True)
     return 1 if disagreeing else 0
 
 
-def _shapes(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[Result]:
-    """Table by table, then the summary and the guard; adds to what is written as JSON."""
+def _shapes(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[str]:
+    """Table by table, then the summary and the guard; adds to what is written as JSON.
+
+    Returns:
+      The names of peers that computed something else.
+    """
     rounds, sample_seconds = options.wanted_rounds(), options.sample_ms / 1e3
     print("\n" + report.LEGEND.format(reference=measure.reference(names)), flush=True)
     results = []
     for shape in options.wanted_shapes():
         results.append(measure.measure(shape, names, rounds, sample_seconds))
         print("\n" + report.shape_table(results[-1]), flush=True)
+    disagreeing = [name for result in results for name in result.disagreeing]
     for which in PASSES:
         print("\n" + report.summary_table(results, which))
     guarded = growth.guard(growth.guarded(names), rounds, sample_seconds)
@@ -61,14 +66,35 @@ def _shapes(options: Bench, names: Sequence[str], written: dict[str, Any]) -> li
         steps = training.measure(training.configs(options.quick), rounds, sample_seconds)
         print("\n" + report.training_table(steps), flush=True)
         written["training"] = [report.training_as_json(row) for row in steps]
+        disagreeing += _rollout(options, 1, rollout.CALLS, written)
     written["shapes"] = [report.as_json(result) for result in results]
     written["guard"] = [row._asdict() for row in guarded]
     if options.plot is not None:
         figures.shapes(options.plot, results)
-    return results
+    return disagreeing
 
 
-def _sweeps(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[Result]:
+def _rollouts(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[str]:
+    """A table for each length of a call, in a scan and alone."""
+    return [
+        name
+        for calls in (rollout.CALLS, 1)
+        for steps in (1, 4, 16)
+        for name in _rollout(options, steps, calls, written)
+    ]
+
+
+def _rollout(options: Bench, steps: int, calls: int, written: dict[str, Any]) -> list[str]:
+    """One table; adds to what is written as JSON. Returns the names of ways that computed something else."""
+    sizes = rollout.QUICK_SIZES if options.quick else rollout.SIZES
+    results = list(rollout.run(sizes, steps, calls, options.wanted_rounds(), options.sample_ms / 1e3))
+    print("\n" + report.rollout_table(results), flush=True)
+    rows = [row for size in results for row in size]
+    written.setdefault("rollout", []).extend(map(report.rollout_as_json, rows))
+    return [row.name for row in rows if not row.agrees]
+
+
+def _sweeps(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[str]:
     """Two tables for each axis; adds to what is written as JSON."""
     results: dict[str, list[Result]] = {}
     for axis in growth.SWEEPS:
@@ -82,7 +108,7 @@ def _sweeps(options: Bench, names: Sequence[str], written: dict[str, Any]) -> li
     written["sweeps"] = {axis: [report.as_json(result) for result in along] for axis, along in results.items()}
     if options.plot is not None:
         figures.sweeps(options.plot, results)
-    return [result for along in results.values() for result in along]
+    return [name for along in results.values() for result in along for name in result.disagreeing]
 
 
 @contextlib.contextmanager

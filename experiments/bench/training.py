@@ -12,6 +12,7 @@ import numpy as np
 import gru_jax
 from experiments import config, training
 from experiments.bench import peers, timing
+from experiments.bench.peers import in_jax
 from experiments.bench.timing import Timing
 from experiments.config import Config
 
@@ -83,10 +84,7 @@ def _flax(run: Config, state: training.State) -> tuple[Apply, training.State]:
     layer = nnx.RNN(nnx.GRUCell(ours.in_features, ours.features, rngs=nnx.Rngs(0)), time_major=True, rngs=nnx.Rngs(0))
     parts: Any = nnx.split(layer, nnx.Param, ...)
     graph, weights, rest = parts
-    cell = weights["cell"]
-    cell["dense_i"]["kernel"].set_value(ours.kernel)
-    cell["dense_i"]["bias"].set_value(ours.bias)
-    cell["dense_h"]["kernel"].set_value(ours.recurrent_kernel)
+    in_jax.put_into_flax(weights["cell"], ours)
 
     def apply(params, inputs):
         weights, kernel, bias = params

@@ -5,7 +5,6 @@ import functools
 
 from experiments.bench.peers import elsewhere, in_jax
 from experiments.bench.peers.base import Pass, Peer, Problem, Program, UnavailableError, make_problem
-from gru_jax import CUDNN
 
 __all__ = ["PEERS", "REFERENCE", "Pass", "Peer", "Problem", "Program", "UnavailableError", "get", "make_problem"]
 
@@ -13,10 +12,9 @@ REFERENCE = "flax-nnx"
 
 # "auto" is one of the others.
 PEERS: dict[str, Peer] = {
-    f"gru_jax-{method}": Peer(functools.partial(in_jax.gru_jax_method, method))
-    for method in CUDNN.methods
-    if method != "auto"
+    f"gru_jax-{method}": Peer(functools.partial(in_jax.gru_jax_method, method)) for method in ("scan", "fused")
 } | {
+    "gru_jax-native": Peer(functools.partial(in_jax.gru_jax_method, "native"), in_jax.load_native),
     "flax-nnx": Peer(in_jax.flax_nnx, distributions=("flax",)),
     "flax-linen": Peer(in_jax.flax_linen, distributions=("flax",)),
     "haiku": Peer(in_jax.haiku, in_jax.load_haiku, distributions=("dm-haiku",), reset_after=False),

@@ -13,6 +13,7 @@ import numpy as np
 
 import gru_jax
 from experiments.bench.peers.base import Pass, Problem, Program, UnavailableError, reorder
+from gru_jax import lowering
 
 Run = Callable[[Any, jax.Array], jax.Array]
 """(params, xs) to hs."""
@@ -25,6 +26,12 @@ def gru_jax_method(method: str, problem: Problem) -> Program:
     )
 
 
+def load_native() -> None:
+    """Refuses where there are no kernels."""
+    if reason := lowering.missing or (not gru_jax.config.native and "gru_jax.config.native is False"):
+        raise UnavailableError(reason)
+
+
 def flax_nnx(problem: Problem) -> Program:
     """`nnx.RNN(nnx.GRUCell)`."""
     from flax import nnx
@@ -33,16 +40,20 @@ def flax_nnx(problem: Problem) -> Program:
     layer = nnx.RNN(nnx.GRUCell(in_features, features, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
     parts: Any = nnx.split(layer, nnx.Param, ...)
     graph, params, rest = parts
-    cell = params["cell"]
-    cell["dense_i"]["kernel"].set_value(jnp.asarray(problem.weights.kernel))
-    cell["dense_i"]["bias"].set_value(jnp.asarray(problem.weights.bias))
-    cell["dense_h"]["kernel"].set_value(jnp.asarray(problem.weights.recurrent_kernel))
+    put_into_flax(params["cell"], problem.weights)
 
     def run(params, xs):
         # Without an initial carry the layer would draw from its random stream, which jax.jit does not let it.
         return nnx.merge(graph, params, rest)(xs, initial_carry=jnp.zeros((batch, features), xs.dtype))
 
     return _program(run, params, problem, batch_major=True)
+
+
+def put_into_flax(cell: Any, weights: gru_jax.Params) -> None:
+    """Puts our weights into the parameters of an `nnx.GRUCell`, which has no recurrent bias."""
+    cell["dense_i"]["kernel"].set_value(jnp.asarray(weights.kernel))
+    cell["dense_i"]["bias"].set_value(jnp.asarray(weights.bias))
+    cell["dense_h"]["kernel"].set_value(jnp.asarray(weights.recurrent_kernel))
 
 
 def flax_linen(problem: Problem) -> Program:

@@ -1,0 +1,144 @@
+"""Calls of few steps, as a policy makes them in a rollout: within a `lax.scan` of 128 calls, and alone."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gru_jax
+from experiments.bench import measure, peers, timing
+from experiments.bench.measure import TOLERANCE
+from experiments.bench.peers import Problem, in_jax
+from experiments.bench.settings import Shape
+from experiments.bench.timing import Timing
+
+CALLS = 128
+SIZES = tuple(itertools.product((32, 64, 128, 256, 512), (1, 4, 16, 64, 256)))
+"""Units, which are the inputs too, and sequences."""
+QUICK_SIZES = ((32, 1), (32, 4))
+AGAIN = f"{peers.REFERENCE}, again"
+"""A second program of the reference's, so that a reader sees what differs by chance."""
+METHODS = ("auto", "fused", "native")
+
+Call = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""Parameters, a state (B, H) and inputs (T, B, D) to the last state and the outputs (T, B, H)."""
+
+
+class Rollout(NamedTuple):
+    """What a call of few steps costs.
+
+    Attributes:
+      shape: of a call.
+      calls: within one `lax.scan`, or 1 for a call alone.
+      name: one of ours, "gru_jax-" and a method of `unroll` or "step"; the reference, Flax' cell; or `AGAIN`.
+      timing: of a call.
+      speedup: how many times as fast as the reference, the median over rounds.
+      difference: of the outputs from the reference's, as a share of the largest.
+    """
+
+    shape: Shape
+    calls: int
+    name: str
+    timing: Timing
+    speedup: float
+    difference: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the outputs are the reference's, to rounding."""
+        return self.difference <= TOLERANCE
+
+
+def run(
+    sizes: Iterable[tuple[int, int]], steps: int, calls: int, rounds: int, sample_seconds: float
+) -> Iterator[list[Rollout]]:
+    """Times the calls of each size by each method and by Flax' cell, in turn.
+
+    Args:
+      sizes: units and sequences.
+      steps: T of a call.
+      calls: how many there are in a scan; 1 for a call alone.
+      rounds, sample_seconds: see `timing.interleave`.
+
+    Yields:
+      The rows of one size.
+    """
+    for features, batch in sizes:
+        shape = Shape(steps, batch, features, features)
+        programs = _programs(shape, calls)
+        outputs = {name: np.asarray(program()) for name, program in programs.items()}
+        expected = outputs[peers.REFERENCE]
+        timings = timing.interleave(programs, rounds, sample_seconds)
+        yield [
+            Rollout(
+                shape,
+                calls,
+                name,
+                Timing(taken.repetitions, tuple(seconds / calls for seconds in taken.seconds)),
+                timing.ratio(timings[peers.REFERENCE], taken),
+                float(abs(outputs[name] - expected).max() / abs(expected).max()),
+            )
+            for name, taken in timings.items()
+        ]
+
+
+def _programs(shape: Shape, calls: int) -> dict[str, Callable[[], jax.Array]]:
+    problem = peers.make_problem(shape)
+    xs = jax.random.normal(jax.random.key(1), (calls, *problem.xs.shape), problem.xs.dtype)
+    programs: dict[str, tuple[Call, Any]] = {
+        f"gru_jax-{name}": (_unrolled(name), problem.weights) for name in METHODS if name not in _missing()
+    }
+    programs["gru_jax-step"] = (_over_time(gru_jax.CUDNN.step), problem.weights)
+    programs[peers.REFERENCE] = programs[AGAIN] = _flax(problem)
+    return {name: _program(call, params, xs) for name, (call, params) in programs.items()}
+
+
+def _missing() -> list[str]:
+    _, skipped = measure.present(["gru_jax-native"])
+    return [name.removeprefix("gru_jax-") for name in skipped]
+
+
+def _program(call: Call, params: Any, xs: jax.Array) -> Callable[[], jax.Array]:
+    @jax.jit
+    def run(params, h_0, xs):
+        if xs.shape[0] == 1:
+            return call(params, h_0, xs[0])[1]
+        return jax.lax.scan(lambda h, xs: call(params, h, xs), h_0, xs)[1]
+
+    h_0 = jnp.zeros(xs.shape[2:], xs.dtype)
+    compiled = run.lower(params, h_0, xs).compile()
+    return lambda: jax.block_until_ready(compiled(params, h_0, xs))
+
+
+def _unrolled(method: str) -> Call:
+    return lambda params, h_0, xs: gru_jax.unroll(gru_jax.CUDNN, params, xs, h_0, method=method)
+
+
+def _over_time(step: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> Call:
+    """One step without a loop, several in one."""
+
+    def call(params, h_0, xs):
+        def body(h_tm1, x_t):
+            h_t = step(params, h_tm1, x_t)
+            return h_t, h_t
+
+        if xs.shape[0] > 1:
+            return jax.lax.scan(body, h_0, xs)
+        h_1, _ = body(h_0, xs[0])
+        return h_1, h_1[None]
+
+    return call
+
+
+def _flax(problem: Problem) -> tuple[Call, Any]:
+    """Flax' cell, which has no recurrent bias."""
+    from flax import nnx
+
+    cell = nnx.GRUCell(problem.shape.D, problem.shape.H, rngs=nnx.Rngs(0))
+    parts: Any = nnx.split(cell, nnx.Param, ...)
+    graph, params, rest = parts
+    in_jax.put_into_flax(params, problem.weights)
+    return _over_time(lambda params, h_tm1, x_t: nnx.merge(graph, params, rest)(h_tm1, x_t)[0]), params
