@@ -128,6 +128,23 @@ def test_particular_sizes(cell, sizes):
 
 
 @native
+@pytest.mark.parametrize("sizes", [(1, 16, 64, 64), (3, 5, 20, 128), (4, 4, 33, 70)], ids=str)
+@each_cell
+def test_few_uses_of_the_weights(cell, sizes):
+    """The kernels read them where they lie then, for many sequences in a copy: the results are equal bit for bit."""
+    steps, batch, in_features, features = sizes
+    params = cell.init(jax.random.key(0), in_features, features, bias_init=jax.nn.initializers.normal(1.0))
+    xs = jax.random.normal(jax.random.key(1), (steps, 3 * batch, in_features), jnp.float32)
+
+    def outputs(method):
+        return lambda params, xs: gru_jax.unroll(cell, params, xs, method=method)[1]
+
+    (few, exact), many = native_and_exact(outputs, params, xs[:, :batch]), jax.jit(outputs("native"))(params, xs)
+    check(few, exact)
+    chex.assert_trees_all_equal(few, many[:, :batch])
+
+
+@native
 @each_cell
 def test_many_preactivations(cell, keep):
     """So many that they are written past the caches, except into fresh memory, which is the first run's at most."""
@@ -234,6 +251,7 @@ def in_another_process(isa, *command):
 
 
 @native
+@pytest.mark.long
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_every_instruction_set(isa):
     """Some of the tests above once more, in a process that uses another one than this."""
@@ -244,10 +262,10 @@ def test_every_instruction_set(isa):
     if "expected an instruction set of this processor" in in_another_process(isa, "-c", "import gru_jax").stderr:
         pytest.skip(f"this processor has no {isa}")
     tests = [f"{__file__}::{test_random_sizes_and_options.__name__}[{seed}]" for seed in range(4)]
-    tests.append(f"{__file__}::{test_particular_sizes.__name__}")
+    tests += [f"{__file__}::{test.__name__}" for test in (test_particular_sizes, test_few_uses_of_the_weights)]
     done = in_another_process(isa, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "10 passed" in done.stdout
+    assert "16 passed" in done.stdout
 
 
 @native

@@ -14,6 +14,7 @@ COMPILER = shutil.which(os.environ.get("CXX") or "c++")
 SCENARIOS = (
     *("threads", "inline", "inline_later", "never", "drops", "throws", "throws_later", "throws_after"),
     *("stages_throw", "two_callers", "tasks_without_memory", "handlers_on_every_pool", "handlers_without_memory"),
+    "short_calls_need_no_helper",
 )
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")

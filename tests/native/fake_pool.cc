@@ -301,14 +301,14 @@ XLA_FFI_Api fake_api() {
   return api;
 }
 
-// A call of the states' handler: 64 steps, one group, 8 rows, 32 features of input and state.
+// A call of the states' handler: steps, one group, rows, and as many features of the input as of the state.
 class StatesCall {
  public:
-  StatesCall() {
+  explicit StatesCall(int64_t steps = 64, int64_t rows = 8, int64_t features = 32) : count_(steps * rows * features) {
     constexpr auto f32 = XLA_FFI_DataType_F32, pred = XLA_FFI_DataType_PRED;
-    const std::vector<int64_t> states = {64, 1, 8, 32}, none = {0};
-    args_ = {buffer(states, f32), buffer({1, 8, 32}, f32), buffer({1, 32, 96}, f32), buffer(none, f32),
-             buffer({1, 32, 96}, f32), buffer(none, f32), buffer(none, f32), buffer(none, pred), buffer(none, pred),
+    const std::vector<int64_t> states = {steps, 1, rows, features}, weights = {1, features, 3 * features}, none = {0};
+    args_ = {buffer(states, f32), buffer({1, rows, features}, f32), buffer(weights, f32), buffer(none, f32),
+             buffer(weights, f32), buffer(none, f32), buffer(none, f32), buffer(none, pred), buffer(none, pred),
              buffer(none, f32)};
     rets_ = {buffer(states, f32), buffer(none, f32), buffer(none, f32), buffer(none, f32), buffer(none, f32)};
   }
@@ -334,12 +334,12 @@ class StatesCall {
     frame.args = {XLA_FFI_Args_STRUCT_SIZE, nullptr, static_cast<int64_t>(args_.size()), arg_kinds, args};
     frame.rets = {XLA_FFI_Rets_STRUCT_SIZE, nullptr, static_cast<int64_t>(rets_.size()), ret_kinds, rets};
     frame.attrs = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr, 3, kinds, name_of, values};
-    std::fill(hs(), hs() + 64 * 8 * 32, 0.0f);
+    std::fill(hs(), hs() + count_, 0.0f);
     return targets()[0].handler(&frame);
   }
 
   bool is_right() {
-    return std::all_of(hs(), hs() + 64 * 8 * 32, [](float x) { return x == 1; });
+    return std::all_of(hs(), hs() + count_, [](float x) { return x == 1; });
   }
 
  private:
@@ -354,6 +354,7 @@ class StatesCall {
             shapes_.back().data()};
   }
 
+  int64_t count_;
   std::deque<std::vector<float>> data_;
   std::deque<std::vector<int64_t>> shapes_;
   std::vector<XLA_FFI_Buffer> args_, rets_;
@@ -387,6 +388,19 @@ void handlers_without_memory() {
   });
 }
 
+// A step of one sequence is over before a helper would have begun; longer calls ask for one.
+void short_calls_need_no_helper() {
+  static int asked = 0;
+  static const Pool counting = {"counting", false, [](Closure closure) { ++asked, closure(); }};
+  pool_of_xla = &counting;
+  for (int64_t features : {32, 64, 128, 256, 512}) {
+    StatesCall states(1, 1, features);
+    check(!states.call() && states.is_right() && asked == 0, "a step of " + std::to_string(features) + " features");
+  }
+  StatesCall states;
+  check(!states.call() && states.is_right() && asked > 0, "many steps");
+}
+
 }  // namespace
 }  // namespace gru_jax
 
@@ -403,5 +417,6 @@ int main(int, char** arguments) {
   if (scenario == "tasks_without_memory") return tasks_without_memory(), 0;
   if (scenario == "handlers_on_every_pool") return handlers_on_every_pool(), 0;
   if (scenario == "handlers_without_memory") return handlers_without_memory(), 0;
+  if (scenario == "short_calls_need_no_helper") return short_calls_need_no_helper(), 0;
   check(false, "no such scenario: " + scenario);
 }
