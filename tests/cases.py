@@ -22,6 +22,9 @@ OPTIONS = {
     "all": ("mask", "lengths", "resets", "recurrent_dropout_mask", "reverse"),
 }
 
+ORACLE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""For `jax.jit(..., compiler_options=ORACLE)`: what others are held against need not be fast, but soon compiled."""
+
 STEPS, BATCH, IN_FEATURES, FEATURES = 6, 3, 2, 4
 
 

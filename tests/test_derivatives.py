@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import gru_jax
-from tests.cases import BATCH, CELLS, FEATURES, OPTIONS, STEPS, problem, unroll
+from tests.cases import BATCH, CELLS, FEATURES, OPTIONS, ORACLE, STEPS, problem, unroll
 
 WRT = (0, 1, 2, 3)
 RESETS = {name: CELLS[name] for name in ("cudnn", "cho2014")}
@@ -54,6 +54,13 @@ OPERATORS = {
     "checkpointed": lambda f: jax.value_and_grad(jax.checkpoint(f), WRT),
     "checkpointed_states": lambda f: jax.value_and_grad(jax.checkpoint(f, policy=gru_jax.save_states), WRT),
 }
+
+
+def compiled(function, method):
+    """Of the scan, which is the oracle, without optimisation."""
+    return jax.jit(function, compiler_options=ORACLE if method == "scan" else None)
+
+
 SAME = {"checkpointed": "value_and_grad", "checkpointed_states": "value_and_grad"}
 """Operators that must give what another gives."""
 
@@ -77,7 +84,7 @@ LONG = {("third_order", "plain", "again"), ("reverse_over_forward", "plain", "ag
 def by_scan(cell, operator, options):
     """What a derivative is to be: autodiff of the plain scan."""
     p = problem(CELLS[cell], OPTIONS[options])
-    return jax.jit(OPERATORS[operator](scalar(CELLS[cell], p.options, "scan")))(*p[:4])
+    return compiled(OPERATORS[operator](scalar(CELLS[cell], p.options, "scan")), "scan")(*p[:4])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +117,7 @@ def test_whole_matrices(cell, operator):
             h_last, hs = unroll(CELLS[cell], *args, method=method, **p.options)
             return (jnp.sin(hs).sum() + (h_last**3).sum()) if operator is jax.hessian else (h_last, hs)
 
-        return jax.jit(operator(run, WRT))(*p[:4])
+        return compiled(operator(run, WRT), method)(*p[:4])
 
     chex.assert_trees_all_close(matrix("fused"), matrix("scan"), atol=1e-9, rtol=1e-9)
 
@@ -147,7 +154,7 @@ def test_one_argument_at_a_time(cell, wrt):
             args[wrt] = one
             return scalar(CELLS[cell], p.options, method)(*args)
 
-        return jax.jit(lambda one: jax.jvp(jax.value_and_grad(of_one), (one,), (tangents(one),)))(p[wrt])
+        return compiled(lambda one: jax.jvp(jax.value_and_grad(of_one), (one,), (tangents(one),)), method)(p[wrt])
 
     chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
 
@@ -161,7 +168,11 @@ def test_on_a_single_device(cell, monkeypatch):
     def derivatives(method):
         f = scalar(CELLS[cell], p.options, method)
         ensemble = [stacked(arg, 0) for arg in p[:4]]
-        return jax.jit(lambda *args: (reverse_over_reverse(f)(*args), jax.vmap(jax.grad(f, WRT))(*ensemble)))(*p[:4])
+
+        def both(*args):
+            return reverse_over_reverse(f)(*args), jax.vmap(jax.grad(f, WRT))(*ensemble)
+
+        return compiled(both, method)(*p[:4])
 
     chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
 
@@ -217,7 +228,7 @@ def test_vmap_of_second_order(cell, axes):
             *moving, mask, resets = args
             return reverse_over_reverse(lambda *moving: flagged(cell, method)(*moving, mask, resets))(*moving)
 
-        return jax.jit(jax.vmap(derivative, AXES[axes]))(*args)
+        return compiled(jax.vmap(derivative, AXES[axes]), method)(*args)
 
     chex.assert_trees_all_close(batched("fused"), batched("scan"), atol=1e-9, rtol=1e-9)
 
@@ -236,7 +247,8 @@ def test_derivative_of_vmap(cell, axes, kept, keep):
     args = [stacked(arg, axis) for arg, axis in zip(flagged_problem(cell), AXES[axes], strict=True)]
 
     def derivative(method):
-        return jax.jit(jax.grad(lambda *a: jax.vmap(flagged(cell, method), AXES[axes])(*a).sum(), WRT))(*args)
+        total = lambda *a: jax.vmap(flagged(cell, method), AXES[axes])(*a).sum()  # noqa: E731
+        return compiled(jax.grad(total, WRT), method)(*args)
 
     chex.assert_trees_all_close(derivative("fused"), derivative("scan"), atol=1e-9, rtol=1e-9)
 
@@ -251,7 +263,7 @@ def test_vmap_in_vmap(cell, order):
 
     def batched(method):
         value_and_grad = jax.value_and_grad(flagged(cell, method), WRT)
-        return jax.jit(jax.vmap(jax.vmap(value_and_grad, inner), outer))(*args)
+        return compiled(jax.vmap(jax.vmap(value_and_grad, inner), outer), method)(*args)
 
     chex.assert_trees_all_close(batched("fused"), batched("scan"), atol=1e-9, rtol=1e-9)
 

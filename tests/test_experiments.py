@@ -201,6 +201,7 @@ def check_left(process, folder, number):
         assert json.loads(lines[-1])["step"] == max(saved)
 
 
+@pytest.mark.long
 def test_interrupted_runs_end_the_same(tmp_path):
     """By Ctrl-C while it compiles, kill -9 and SIGTERM while it runs; bit for bit what a run left alone ends with."""
     alone, stopped = tmp_path / "alone", tmp_path / "stopped"

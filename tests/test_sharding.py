@@ -13,10 +13,17 @@ from tests.cases import native_is_installed, problem, unroll
 DEVICES = 8
 SPECS = (P(), P(None, "batch"), P("batch"), P("batch"), P(None, "batch"))
 WRT = (0, 1, 2, 3)
-# float64 is computed by XLA, float32 by the native kernels where they are installed.
-DTYPES = pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32], ids=["float64", "float32"])
 TOLERANCE = {jnp.float64: 1e-12, jnp.float32: 2e-6}
-CELLS = pytest.mark.parametrize("cell", [gru_jax.CUDNN, gru_jax.CHO2014], ids=["after", "before"])
+# float64 is computed by XLA, float32 by the native kernels where they are installed.
+CELLS = pytest.mark.parametrize(
+    ("cell", "dtype"),
+    [
+        pytest.param(gru_jax.CUDNN, jnp.float32, id="after-float32"),
+        pytest.param(gru_jax.CHO2014, jnp.float64, id="before-float64"),
+        pytest.param(gru_jax.CUDNN, jnp.float64, id="after-float64", marks=pytest.mark.long),
+        pytest.param(gru_jax.CHO2014, jnp.float32, id="before-float32", marks=pytest.mark.long),
+    ],
+)
 
 
 def loss(cell, *args, method="auto"):
@@ -45,7 +52,6 @@ def check_gradient(compiled, cell, args, dtype):
 
 
 @CELLS
-@DTYPES
 @pytest.mark.parametrize(("check_vma", "kept"), [(True, True), (False, False)])
 def test_gradient_of_shard_map(cell, dtype, check_vma, kept, keep):
     keep(kept)
@@ -59,7 +65,6 @@ def test_gradient_of_shard_map(cell, dtype, check_vma, kept, keep):
 
 
 @CELLS
-@DTYPES
 def test_gradient_inside_shard_map_sums_over_devices(cell, dtype):
     args = arguments(cell, dtype)
 
@@ -71,7 +76,6 @@ def test_gradient_inside_shard_map_sums_over_devices(cell, dtype):
 
 
 @CELLS
-@DTYPES
 @pytest.mark.parametrize(
     ("axis_type", "kept"), [(AxisType.Auto, False), (AxisType.Auto, True), (AxisType.Explicit, True)]
 )

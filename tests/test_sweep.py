@@ -136,6 +136,7 @@ def test_divergence_does_not_stop_the_others(write, trained, tmp_path, monkeypat
     ]
 
 
+@pytest.mark.long
 def test_killed(write, tmp_path):
     """kill -9 in the middle of the second run; then the same command ends what was begun."""
     path = write(f'[defaults]\n{TINY.replace("steps = 10", "steps = 150")}[[run]]\ntask = "adding"\nseed = [0, 1]\n')

@@ -50,11 +50,11 @@ def each_method_compiled(cell, p):
 
 
 @pytest.mark.parametrize(
-    ("options", "dtype"),
-    [(options, "float64") for options in OPTIONS]
-    + [(options, dtype) for options in ("plain", "all") for dtype in ("float32", "bfloat16", "float16")],
+    ("cell", "options", "dtype"),
+    [(cell, options, "float64") for cell in ("cudnn", "cho2014") for options in OPTIONS]
+    + [(cell, "all", dtype) for cell in ("cudnn", "cho2014") for dtype in ("float32", "bfloat16", "float16")]
+    + [("cudnn", "plain", "float32"), ("goodfellow", "all", "float64"), ("goodfellow", "plain", "float32")],
 )
-@pytest.mark.parametrize("cell", CELLS)
 def test_methods_agree_with_the_numpy_loop(cell, options, dtype):
     cell = CELLS[cell]
     p = problem(cell, OPTIONS[options], dtype=jnp.dtype(dtype))
@@ -66,8 +66,7 @@ def test_methods_agree_with_the_numpy_loop(cell, options, dtype):
             np.testing.assert_allclose(np.asarray(actual, np.float64), desired, atol=TOLERANCE[dtype], rtol=0)
 
 
-@pytest.mark.parametrize("options", ["plain", "all"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "options"), [("cudnn", "plain"), ("cho2014", "all"), ("goodfellow", "all")])
 def test_inputs_are_projected_within_the_loop_if_they_are_many(cell, options, monkeypatch):
     """On a CPU, where no gradient is taken; and of an ensemble of weights, too."""
     monkeypatch.setattr(lowering, "HOISTED", 0)
@@ -146,7 +145,7 @@ def test_without_bias(cell):
 
 each_method = pytest.mark.parametrize(
     ("method", "dtype"),
-    [(method, dtype) for dtype in (jnp.float64, jnp.float32) for method in methods(dtype)],
+    [("scan", jnp.float64), ("fused", jnp.float64), *[("native", jnp.float32)] * native_is_installed],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 CLOSE = {jnp.float64: 1e-14, jnp.float32: 1e-6}
