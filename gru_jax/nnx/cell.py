@@ -136,10 +136,10 @@ class GRUCell(nnx.RNNCellBase):
     def params(self) -> cells.Params:
         """The parameters, as `gru_jax.unroll` takes them."""
         return cells.Params(
-            self.kernel[...],
-            self.recurrent_kernel[...],
-            None if self.bias is None else self.bias[...],
-            None if self.recurrent_bias is None else self.recurrent_bias[...],
+            self.kernel.get_value(),
+            self.recurrent_kernel.get_value(),
+            None if self.bias is None else self.bias.get_value(),
+            None if self.recurrent_bias is None else self.recurrent_bias.get_value(),
         )
 
     def __call__(
@@ -169,6 +169,7 @@ class GRUCell(nnx.RNNCellBase):
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
         carry, inputs = arguments.step(carry, inputs, self.in_features, self.hidden_features)
+        self.equations.check(self.params)
         kernel, recurrent_kernel, bias, recurrent_bias = self.params
         # Three at a time, for that is what a user's own promote_dtype expects of an nnx.Linear. The carry is left out:
         # it stays float32 in half precision.
