@@ -37,6 +37,9 @@ def wrong_values(leaf, required):
         "texts": leaf.astype(str),
         "complex": leaf.astype(np.complex64),
         "bool": leaf.astype(bool),
+        "shape": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        "variable": nnx.Param(jnp.asarray(leaf)),
+        "masked": np.ma.masked_array(leaf),
     }
 
 
