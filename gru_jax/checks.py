@@ -77,16 +77,17 @@ def time_is_whole(name: str, value: jax.Array, axis: int) -> None:
 
 def weight(name: str, value: Any, symbols: str, ndim: int) -> None:
     """Refuses what is no array of real numbers with so many axes, none of them empty; `symbols` is the shape wanted."""
-    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+    if not isinstance(value, jax.Array | np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} must be an array of shape {symbols}, got {value!r:.100} of type {type(value).__name__}"
+            f"{name} must be an array of JAX or NumPy of shape {symbols}, got {value!r:.100} of type "
+            f"{type(value).__name__}"
         )
     floating(name, value)
     if len(value.shape) != ndim or 0 in value.shape:
         raise ValueError(f"{name} must have shape {symbols}, no axis of it empty, got {tuple(value.shape)}")
 
 
-def floating(name: str, value: jax.Array) -> None:
+def floating(name: str, value: jax.Array | np.ndarray) -> None:
     """Refuses complex and non-numeric arrays; integers are let through, as they promote to floating point."""
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
         raise TypeError(f"{name} must be real floating point, got dtype {value.dtype}")

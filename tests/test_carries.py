@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import nnx
 
 import gru_jax
+from gru_jax import carries
 from gru_jax.cells import LSTM, LSTMState
 from tests import compared
 from tests.cases import CELLS
@@ -221,6 +222,24 @@ def test_a_carry_comes_back_in_the_form_in_which_it_came(api, options):
     for carry, outputs in learnt:
         assert_same(outputs, learnt[-1][1])
         assert_same(jnp.stack(jax.tree.leaves(carry)).reshape(stacked.shape), learnt[-1][0])
+
+
+def test_the_parts_of_an_lstm_s_state_are_stacked_each():
+    """As PyTorch's h_n and c_n; one that has the axis in a single part is refused."""
+    zero = LSTMState(jnp.zeros((BATCH, FEATURES)), jnp.zeros((BATCH, FEATURES)))
+    stacked = LSTMState(random(0, 2, BATCH, FEATURES), random(1, 2, 1, FEATURES).astype(jnp.bfloat16))
+    states = carries.split("carry", stacked, zero, 2)
+    for i, state in enumerate(states):
+        assert_same(state, LSTMState(stacked.h[i], jnp.broadcast_to(stacked.c[i], (BATCH, FEATURES))), 0)
+        assert state.c.dtype == jnp.bfloat16
+    assert_same(
+        carries.joined(states, stacked, zero), LSTMState(*(jnp.stack(part) for part in zip(*states, strict=True))), 0
+    )
+    assert carries.joined(states, tuple(states), zero) == tuple(states)
+    with pytest.raises(
+        ValueError, match=r"carry must have shape \(layers·directions, \*batch, features\) = \(2, 3, 4\)"
+    ):
+        carries.split("carry", stacked._replace(c=stacked.c[0]), zero, 2)
 
 
 def types(tree):

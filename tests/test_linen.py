@@ -292,11 +292,13 @@ def test_rnn_begins_with_the_carry_of_its_cell():
         assert_close(ours.apply(variables, inputs(), return_carry=True, **call), expected)
 
 
-def test_rnn_takes_masks_as_the_layer_does():
+def test_rnn_takes_masks_and_resets_as_the_layer_does():
     layer, variables = initialised()
-    assert_close(
-        RNN(GRUCell(FEATURES)).apply(variables, inputs(), mask=MASK), layer.apply(variables, inputs(), mask=MASK)
-    )
+    given = {"mask": MASK, "resets": ~MASK, "reset_state": normal(3, FEATURES)}
+    assert_close(RNN(GRUCell(FEATURES)).apply(variables, inputs(), **given), layer.apply(variables, inputs(), **given))
+    drawn = RNN(GRUCell(FEATURES, carry_init=nn.initializers.normal(1.0)))
+    with pytest.raises(ValueError, match="reset_state must be given with resets where carry_init is not zeros"):
+        drawn.apply(variables, inputs(), resets=MASK)
 
 
 # --- Dropout ----------------------------------------------------------------------------------------------------------

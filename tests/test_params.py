@@ -1,9 +1,12 @@
 """Parameters that are none are refused by name, before any compute: cells × leaves × what is wrong with them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import gru_jax
 from gru_jax import cells, layers
@@ -34,6 +37,9 @@ def wrong_values(leaf, required):
         "texts": leaf.astype(str),
         "complex": leaf.astype(np.complex64),
         "bool": leaf.astype(bool),
+        "shape": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        "variable": nnx.Param(jnp.asarray(leaf)),
+        "masked": np.ma.masked_array(leaf),
     }
 
 
@@ -98,15 +104,31 @@ def test_layers_and_models(reset_after):
             check(lambda call=call, params=params: call(params), "params")
 
 
-@pytest.mark.parametrize(
+each_wrong = pytest.mark.parametrize(
     "wrong", [None, "text", 1.0, [1.0], np.zeros((0, H))], ids=["none", "text", "float", "list", "empty"]
 )
+
+
+@each_wrong
 def test_linen(wrong):
     layer = gru_jax.linen.GRU(H)
     variables = layer.init(jax.random.key(0), XS)
     for path, _ in jax.tree_util.tree_leaves_with_path(variables):
         changed = jax.tree_util.tree_map_with_path(lambda at, x, path=path: wrong if at == path else x, variables)
         check(lambda changed=changed: layer.apply(changed, XS), "/".join(entry.key for entry in path))
+
+
+@each_wrong
+def test_nnx(wrong):
+    """What a variable holds; a bias that is None is none."""
+    for leaf in ("kernel", "recurrent_kernel", "bias", "recurrent_bias")[: 2 if wrong is None else 4]:
+        layer = gru_jax.nnx.GRU(D, H, rngs=nnx.Rngs(0))
+        (cell,) = layer.cells
+        getattr(cell, leaf).set_value(wrong)
+        carry = cell.initialize_carry((2, D))
+        check(functools.partial(layer, XS), f"params[0].{leaf}")
+        check(functools.partial(layer.step, carry, XS[0]), f"params[0].{leaf}")
+        check(functools.partial(cell, carry, XS[0]), f"params.{leaf}")
 
 
 def test_integers_are_refused():

@@ -120,7 +120,7 @@ class GRUCell(nn.RNNCellBase):
 
         Returns:
           (new_carry, output), both the new state (*batch, features); output has the dtype of the computation, new_carry
-          that of carry.
+          that of carry: a bfloat16 one is rounded at every step, see `gru_jax.unroll`.
 
         Raises:
           TypeError, ValueError: if a shape or dtype does not fit, or reset_state is missing beside a carry_init other

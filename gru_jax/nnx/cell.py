@@ -136,10 +136,10 @@ class GRUCell(nnx.RNNCellBase):
     def params(self) -> cells.Params:
         """The parameters, as `gru_jax.unroll` takes them."""
         return cells.Params(
-            self.kernel[...],
-            self.recurrent_kernel[...],
-            None if self.bias is None else self.bias[...],
-            None if self.recurrent_bias is None else self.recurrent_bias[...],
+            self.kernel.get_value(),
+            self.recurrent_kernel.get_value(),
+            None if self.bias is None else self.bias.get_value(),
+            None if self.recurrent_bias is None else self.recurrent_bias.get_value(),
         )
 
     def __call__(
@@ -161,7 +161,7 @@ class GRUCell(nnx.RNNCellBase):
 
         Returns:
           (new_carry, output), both the new state (*batch, hidden_features); output has the dtype of the computation,
-          new_carry that of carry.
+          new_carry that of carry: a bfloat16 one is rounded at every step, see `gru_jax.unroll`.
 
         Raises:
           TypeError, ValueError: if a shape or dtype does not fit, or reset_state is missing beside a carry_init other
@@ -169,6 +169,7 @@ class GRUCell(nnx.RNNCellBase):
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
         carry, inputs = arguments.step(carry, inputs, self.in_features, self.hidden_features)
+        self.equations.check(self.params)
         kernel, recurrent_kernel, bias, recurrent_bias = self.params
         # Three at a time, for that is what a user's own promote_dtype expects of an nnx.Linear. The carry is left out:
         # it stays float32 in half precision.

@@ -276,7 +276,8 @@ class GRU(nnx.Module):
           reset_state: in one of the forms of carry, or a single state for all layers; zero if None.
 
         Returns:
-          (carry, output): the new state in the form, dtype and weak type of the old one, and (*batch, features).
+          (carry, output): the new state in the form, dtype and weak type of the old one, and (*batch, features). (A
+          bfloat16 carry is rounded at every step, see `gru_jax.unroll`.)
 
         Raises:
           TypeError, ValueError: if a shape or dtype does not fit, the layers run backwards too, or reset_state is
