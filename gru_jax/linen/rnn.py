@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from gru_jax import arguments, checks, layers
+from gru_jax import arguments, carries, checks, layers
 from gru_jax.linen.cell import GRUCell
 
 
@@ -62,7 +62,9 @@ class RNN(nn.Module):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-        **given: Any,
+        mask: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        reset_state: jax.Array | None = None,
     ) -> jax.Array | tuple[Any, jax.Array]:
         """Runs over whole sequences.
 
@@ -72,14 +74,16 @@ class RNN(nn.Module):
           init_key: the key for that, `jax.random.key(0)` if None.
           seq_lengths: (*batch,) integers in [0, time]; at and after a sequence's length outputs are 0.
           return_carry, time_major, reverse, keep_order: take the place of the attributes.
-          **given: mask and resets, as `GRU` takes them.
+          mask, resets, reset_state: as `GRU` takes them.
 
         Returns:
           outputs (*batch, time, features), or with time first if time_major; or (carry, outputs) if return_carry.
 
         Raises:
-          TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
+          TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit, or reset_state is missing
+            beside resets and a carry_init of the cell other than zeros.
         """
+        carries.check_reset_state(resets, reset_state, self.cell.carry_init)
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         inputs = arguments.inputs(inputs, None, time_major)
@@ -94,7 +98,15 @@ class RNN(nn.Module):
         )
         params = cell.gru_params(inputs.shape[-1], features)
         outputs: Any
-        carry, outputs = stack.run([params], inputs, initial_carry=initial_carry, seq_lengths=seq_lengths, **given)
+        carry, outputs = stack.run(
+            [params],
+            inputs,
+            initial_carry=initial_carry,
+            seq_lengths=seq_lengths,
+            mask=mask,
+            resets=resets,
+            reset_state=reset_state,
+        )
         if reverse and not (self.keep_order if keep_order is None else keep_order):
             outputs = nn.recurrent.flip_sequences(outputs, seq_lengths, len(batch), time_major)
         return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
