@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, partitioning, primitives
+from gru_jax import checks, meshes, primitives
 from gru_jax.cells import GRU, Cell, State, as_given, checked_state
 from gru_jax.recurrence import Operands
 
@@ -96,9 +96,7 @@ def unroll(
         resets = None if resets is None else resets & counts
     if steps == 0:
         return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), xs.dtype)
-    xs, params, (mask, resets), (h_0, start, drop) = partitioning.aligned(
-        xs, params, (mask, resets), (h_0, start, drop)
-    )
+    xs, params, (mask, resets), (h_0, start, drop) = meshes.aligned(xs, params, (mask, resets), (h_0, start, drop))
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
     run = _RUNS.get(method) or functools.partial(_fused, method=method)
