@@ -163,7 +163,7 @@ class Stack:
           mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0 are True; where False
             the step is masked: states are held, outputs are 0.
           resets: (*batch, time) or (time, *batch), bool or numbers; where True an episode begins at this step: no
-            direction carries its state across the boundary before it.
+            direction carries its state across the boundary before it. They do not count beyond a sequence's length.
           reset_state: the state with which an episode begins, zero if None: in one of the forms of initial_carry, or a
             single state for all layers and directions. In a backward direction it follows an episode's last step.
             Without resets it does nothing.
