@@ -14,6 +14,7 @@ from experiments import config, listing, runs, session, sweep, tasks
 from experiments.bench.settings import Bench
 from experiments.listing import Listing
 from experiments.report.settings import Report
+from gru_jax import output
 
 Command = config.Train | sweep.Sweep | Report | Listing | Bench
 
@@ -32,28 +33,10 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
     started = time.perf_counter() if started is None else started
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        try:
-            return run(parse(arguments), started)
-        finally:
-            # What is left in the buffer meets a closed pipe here, and not when the interpreter ends.
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_unread()
-        return 141
+        return output.piped(lambda: run(parse(arguments), started))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _drop_unread() -> None:
-    """Sends what nobody reads any more to nowhere, so that Python does not complain of it at its end."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
 
 
 def run(options: Command, started: float) -> int:

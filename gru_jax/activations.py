@@ -6,6 +6,8 @@ equal to its copies, wherever and however these were made.
 """
 
 import dataclasses
+import functools
+import re
 import weakref
 from typing import Any
 
@@ -58,6 +60,8 @@ SIGMOID, TANH = Named("sigmoid"), Named("tanh")
 
 # np.tanh, of which a trace could make nothing, is what some write.
 _NAMES: dict[Any, str] = {function: name for name, function in FUNCTIONS.items()} | {np.tanh: "tanh"}
+# A function that casts, or differs between them, is another one.
+_DTYPES = jnp.float32, jnp.bfloat16
 _OPERATIONS = {"logistic": "sigmoid", "tanh": "tanh"}
 _traced: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
 
@@ -65,10 +69,13 @@ _traced: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary(
 def canonical(activation: Activation) -> Activation:
     """The `Named` activation that a function is; itself if it is another.
 
-    σ and tanh are known by what they do: a function that a trace shows to be one of them and nothing else is it. The
-    others, of which JAX defines the derivatives, are known if they are JAX's own.
+    It is known by what it does: a function that a trace shows to be one operation, σ or tanh, and nothing else is that.
+    The others are made of several, and defined with their derivatives: known is what JAX makes the same program of, to
+    second order, as copies of JAX's own are.
 
     >>> canonical(lambda x: jnp.tanh(x)) == canonical(jax.lax.tanh) == Named("tanh")
+    True
+    >>> canonical(lambda x: jax.nn.relu(x)) == Named("relu")
     True
     >>> canonical(abs) is abs
     True
@@ -94,14 +101,37 @@ def _traced_name(activation: Activation) -> str | None:
 
 
 def _trace(activation: Activation) -> str | None:
-    # In two dtypes: a function that casts, or differs between them, is another one.
-    like = [jax.ShapeDtypeStruct((2, 3), dtype) for dtype in (jnp.float32, jnp.bfloat16)]
+    like = [jax.ShapeDtypeStruct((2, 3), dtype) for dtype in _DTYPES]
     try:
         made = [jax.make_jaxpr(activation, return_shape=True)(x) for x in like]
+        if not all(hasattr(out, "shape") for _, out in made):
+            return None
+        names = {_operation(jaxpr.jaxpr) for jaxpr, _ in made}
+        if len(names) == 1 and None not in names:
+            return names.pop()
+        return _programs(jax.config.read("jax_enable_x64")).get(_program(activation))
     except Exception:  # whatever a user's function raises: it will again when it is called
         return None
-    names = {_operation(jaxpr.jaxpr) if hasattr(out, "shape") else None for jaxpr, out in made}
-    return names.pop() if len(names) == 1 else None
+
+
+@functools.cache
+def _programs(x64: bool) -> dict[str, str]:
+    """The names of `FUNCTIONS` by their programs, in which constants have other types with `x64`."""
+    return {_program(function): name for name, function in FUNCTIONS.items()}
+
+
+def _program(activation: Activation) -> str:
+    """The second-order tangent of an activation as a trace shows it, without the names of functions."""
+
+    def tangent(x: jax.Array, d_x: jax.Array) -> Any:
+        def first(x: jax.Array) -> Any:
+            return jax.jvp(activation, (x,), (d_x,))
+
+        return jax.jvp(first, (x,), (d_x,))
+
+    with jax.disable_jit(False):
+        traced = [jax.make_jaxpr(tangent)(*2 * [jax.ShapeDtypeStruct((2, 3), dtype)]) for dtype in _DTYPES]
+    return re.sub(r"name=\S+", "", "\n".join(map(str, traced)))
 
 
 def _operation(jaxpr: Any) -> str | None:

@@ -16,7 +16,7 @@ from gru_jax import arguments, carries, checks, initializers
 from gru_jax.carries import Carry
 from gru_jax.cells import GRU, Params, State, as_given
 from gru_jax.initializers import Initializer
-from gru_jax.unroll import unroll
+from gru_jax.unroll import unroll, within
 
 Outputs = jax.Array | tuple[jax.Array, ...]
 """Of the last layer, or of each."""
@@ -163,7 +163,7 @@ class Stack:
           mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0 are True; where False
             the step is masked: states are held, outputs are 0.
           resets: (*batch, time) or (time, *batch), bool or numbers; where True an episode begins at this step: no
-            direction carries its state across the boundary before it.
+            direction carries its state across the boundary before it. They do not count beyond a sequence's length.
           reset_state: the state with which an episode begins, zero if None: in one of the forms of initial_carry, or a
             single state for all layers and directions. In a backward direction it follows an episode's last step.
             Without resets it does nothing.
@@ -277,7 +277,7 @@ class Stack:
                 h_0s[direction],
                 lengths=given.lengths,
                 mask=given.mask,
-                resets=backward_resets(given.resets) if backward else given.resets,
+                resets=backward_resets(given.resets, given.lengths) if backward else given.resets,
                 reset_state=starts[direction],
                 reverse=backward,
                 method=self.method,
@@ -363,13 +363,17 @@ def dropout_mask(key: jax.Array, rate: float, shape: Sequence[int], dtype: Any =
     return jnp.where(jax.random.bernoulli(key, jnp.float32(1 - rate), shape), 1 / (1 - rate), 0).astype(dtype)
 
 
-def backward_resets(resets: jax.Array | None) -> jax.Array | None:
+def backward_resets(resets: jax.Array | None, lengths: jax.Array | None = None) -> jax.Array | None:
     """The resets (T, *batch) of the backward direction.
 
     An episode that starts at t is cut off from t − 1. The backward direction arrives at t − 1 from t, so there it is
-    step t − 1 that must not see the state before it.
+    step t − 1 that must not see the state before it. An episode that starts beyond a sequence's length is none.
 
     >>> backward_resets(jnp.array([True, False, True, False])).tolist()
     [False, True, False, False]
     """
-    return None if resets is None else jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    if resets is None:
+        return None
+    if lengths is not None:
+        resets = resets & within(lengths, resets.shape[0])
+    return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])

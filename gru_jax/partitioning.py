@@ -3,14 +3,15 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
+from jax.sharding import NamedSharding, PartitionSpec
 
+from gru_jax.meshes import mesh_axes
 from gru_jax.recurrence import TIMELESS, WEIGHTS
 
 
@@ -39,51 +40,6 @@ def no_mesh() -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
-def aligned(xs: jax.Array, params: Any, timed: Any, states: Any) -> tuple[jax.Array, Any, Any, Any]:
-    """What goes into a recurrence, sharded alike, where the mesh has explicit axes; otherwise as it is.
-
-    The batch is sharded as in the first array that says so. Features and weights are gathered, for each step needs all.
-
-    Args:
-      xs: (T, *batch, in_features).
-      params: a tree of arrays without time and batch.
-      timed: a tree of arrays (T, *batch, 1).
-      states: a tree of arrays (*batch, features).
-    """
-    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
-        return xs, params, timed, states
-    spec: list[Any] = [None] * (xs.ndim - 2)
-    lead = [_typed_spec(x)[1:-1] for x in (xs, *jax.tree.leaves(timed))]
-    lead += [_typed_spec(x)[:-1] for x in jax.tree.leaves(states)]
-    for entries in lead:
-        for axis, entry in enumerate(entries):
-            if spec[axis] is None and _mesh_axes([entry]).isdisjoint(_mesh_axes(spec)):
-                spec[axis] = entry
-
-    def placed(*entries: Any) -> Callable[[jax.Array], jax.Array]:
-        wanted = PartitionSpec(*entries)
-        return lambda x: x if _typed_spec(x) == (*wanted, *[None] * (x.ndim - len(wanted))) else reshard(x, wanted)
-
-    timed_place = placed(None, *spec, None)
-    return (
-        timed_place(xs),
-        jax.tree.map(placed(), params),
-        jax.tree.map(timed_place, timed),
-        jax.tree.map(placed(*spec, None), states),
-    )
-
-
-def _typed_spec(x: jax.Array) -> tuple[Any, ...]:
-    """How an explicit mesh shards each axis."""
-    spec = jax.typeof(x).sharding.spec
-    return (*spec, *[None] * (x.ndim - len(spec)))
-
-
-def _mesh_axes(spec: Iterable[Any]) -> set[Any]:
-    """The axes of the mesh that a partition names."""
-    return {axis for entry in spec if entry for axis in (entry if isinstance(entry, tuple) else (entry,))}
-
-
 def partitioned(
     call: Callable[..., Any], names: tuple[str, ...], outputs: tuple[str, ...], several: bool
 ) -> Callable[..., Any]:
@@ -103,7 +59,7 @@ def partitioned(
         results = result if several else (result,)
         groups = args[names.index("recurrent_kernel")].ndim - 2
         spec = _shared_spec((*zip(names, args, strict=True), *zip(outputs, results, strict=True)), groups)
-        summed = tuple(_mesh_axes(spec[groups:]))
+        summed = tuple(mesh_axes(spec[groups:]))
 
         def local(*args: jax.Array) -> Any:
             with no_mesh():

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, partitioning, primitives
+from gru_jax import checks, meshes, primitives
 from gru_jax.cells import GRU, Cell, State, as_given, checked_state
 from gru_jax.recurrence import Operands
 
@@ -91,15 +91,12 @@ def unroll(
     if lengths is not None:
         lengths = checks.array("lengths", lengths)
         checks.lengths("lengths", lengths, tuple(batch), steps)
-        t = jnp.arange(steps).reshape(-1, *[1] * (xs.ndim - 1))
-        within = t < lengths.astype(t.dtype)[None, ..., None]
-        mask = within if mask is None else mask & within
-        resets = None if resets is None else resets & within
+        counts = within(lengths, steps)[..., None]
+        mask = counts if mask is None else mask & counts
+        resets = None if resets is None else resets & counts
     if steps == 0:
         return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), xs.dtype)
-    xs, params, (mask, resets), (h_0, start, drop) = partitioning.aligned(
-        xs, params, (mask, resets), (h_0, start, drop)
-    )
+    xs, params, (mask, resets), (h_0, start, drop) = meshes.aligned(xs, params, (mask, resets), (h_0, start, drop))
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
     run = _RUNS.get(method) or functools.partial(_fused, method=method)
@@ -180,6 +177,12 @@ def _fused(
 
 # A GRU's other methods are those of its primitives.
 _RUNS = {"scan": _scan, "parallel": _parallel}
+
+
+def within(lengths: jax.Array, steps: int) -> jax.Array:
+    """Which steps (T, *batch) lie within the lengths (*batch,) of the sequences."""
+    t = jnp.arange(steps).reshape(-1, *[1] * lengths.ndim)
+    return t < lengths.astype(t.dtype)[None]
 
 
 def _dropout(cell: Cell, mask: Any, zero: State) -> jax.Array | None:

@@ -113,6 +113,22 @@ def test_an_episode_begins_with_reset_state(api, options):
     assert grads[0].any()
 
 
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"reverse": True}])
+def test_an_episode_that_begins_in_the_padding_is_none(options):
+    """Backwards, too, where what would begin there would end at the last step that counts."""
+    layer = module("nnx", made(options), return_carry=True)
+    x, lengths = inputs(IN_FEATURES, batch=BATCH, dtype="float64", time=TIME), jnp.full(BATCH, 3)
+    given = {"initial_carry": random(0, 1 + ("bidirectional" in options), BATCH, FEATURES)}
+
+    @jax.jit
+    def run(x, resets):
+        padded = layer(x, seq_lengths=lengths, resets=resets, reset_state=random(1, FEATURES), **given)
+        return padded, layer(x[:, :3], **given)
+
+    (carry, outputs), expected = run(x, jnp.zeros((BATCH, TIME)).at[:, 3:5].set(1))
+    assert_same((carry, outputs[:, :3]), expected)
+
+
 @each_api
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_a_rollout_step_by_step_is_the_sequence(api, num_layers):
@@ -460,6 +476,10 @@ def test_a_random_carry_needs_a_reset_state(api):
         call(reset_state=start)
     with pytest.raises(ValueError, match="reset_state must be given with resets where carry_init is not zeros"):
         cell(carry, x[:, 0], resets=RESETS[:, 0])
+    if api == "linen":
+        rnn = gru_jax.linen.RNN(gru_jax.linen.GRUCell(FEATURES, carry_init=NORMAL))
+        with pytest.raises(ValueError, match="reset_state must be given with resets where carry_init is not zeros"):
+            rnn.apply({}, x, resets=RESETS)
     with pytest.raises(TypeError, match="carry_init must be callable, got 'zeros'"):
         module(api, one, carry_init="zeros")
 

@@ -63,6 +63,26 @@ def test_from_torch_to_onnx(folder, capsys):
     assert "not held by" not in out
 
 
+def test_a_reader_that_ends_early(folder, monkeypatch, capfd):
+    """As `head` does: nothing is said of it, and the file is written."""
+    checkpoint()
+    read, write = os.pipe()
+    os.close(read)
+    for arguments in (["--help"], ["net.safetensors", "net.onnx", "--prefix", "encoder.rnn."]):
+        with os.fdopen(os.dup(write), "w") as closed:
+            monkeypatch.setattr(sys, "stdout", closed)
+            assert main(arguments) == 141
+    os.close(write)
+    assert capfd.readouterr() == ("", "")
+    assert convert.from_onnx("net.onnx").stack.features == 4
+
+
+def test_without_a_standard_output(folder, monkeypatch):
+    checkpoint()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["net.safetensors", "net.onnx", "--prefix", "encoder.rnn."]) == 0
+
+
 def test_there_and_back_by_what_the_files_say(folder, capsys):
     checkpoint(layers=2)
     assert main(["net.safetensors", "own.safetensors", "--prefix", "encoder.rnn."]) == 0

@@ -37,6 +37,14 @@ VALUES = {
 }
 SIGMOIDS = (jax.nn.sigmoid, jax.lax.logistic, nn.sigmoid, nnx.sigmoid, lambda x: jax.nn.sigmoid(x))
 TANHS = (jnp.tanh, jax.nn.tanh, jax.lax.tanh, nn.tanh, nnx.tanh, np.tanh, jax.jit(lambda x: jnp.tanh(x)))
+
+
+@jax.custom_jvp
+def straight_through(x):
+    return jax.nn.relu(x)
+
+
+straight_through.defjvp(lambda primals, tangents: (jax.nn.relu(*primals), *tangents))
 OTHERS = {
     "scaled": lambda x: jnp.tanh(2 * x),
     "by hand": lambda x: 1 / (1 + jnp.exp(-x)),
@@ -44,6 +52,7 @@ OTHERS = {
     "cast": lambda x: jnp.tanh(x.astype(jnp.float32)).astype(x.dtype),
     "wrapped": functools.wraps(jax.nn.sigmoid)(lambda x: jax.nn.sigmoid(2 * x)),
     "own derivative": jax.custom_jvp(jnp.tanh),
+    "rectified, with a slope of one": straight_through,
     "accuracy": functools.partial(jax.lax.tanh, accuracy=jax.lax.AccuracyMode.HIGHEST),
     "raises": lambda x: 1 / 0,
 }
@@ -67,6 +76,12 @@ def test_a_sigmoid_is_one_by_whatever_name(function):
 def test_a_tanh_is_one_by_whatever_name(function):
     assert gru_jax.GRU(candidate=function) == gru_jax.CUDNN
     assert gru_jax.GRU(candidate=copy.deepcopy(function)) == gru_jax.CUDNN
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, COPIES["cloudpickle"], lambda function: lambda x: function(x)])
+def test_a_function_of_jax_is_known_by_whatever_copy(clone):
+    for name, function in activations.FUNCTIONS.items():
+        assert activations.canonical(clone(function)) == activations.Named(name)
 
 
 @pytest.mark.parametrize("function", OTHERS.values(), ids=OTHERS)

@@ -4,6 +4,8 @@ The batch is sharded over one axis or several; sharded features and weights are 
 of them, and their gradients come back as they were; time that is sharded is refused.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +117,27 @@ def test_an_ensemble_over_an_explicit_mesh(method):
         got = gradients(jax.device_put(ensemble, P("a")), xs)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(np.asarray(a), b, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", [gru_jax.CUDNN, LSTM()], ids=["gru", "lstm"])
+def test_a_scan_of_steps_over_an_explicit_mesh(cell):
+    """Of features and weights that are sharded: the state comes back as it was, so that a scan may carry it."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = cell.init(keys[0], 4, 8, recurrent_kernel_init=normal_init, dtype=jnp.float64)
+    xs, resets = jax.random.normal(keys[1], (3, 8, 4)), jax.random.bernoulli(keys[2], 0.3, (3, 8))
+
+    @jax.jit
+    def run(params, state, xs):
+        step = functools.partial(cell.step, reset_state=jax.tree.map(lambda x: x + 1, state))
+        return jax.lax.scan(lambda h, x: 2 * (step(params, h, x[0], resets=x[1]),), state, (xs, resets))
+
+    state = cell.initial_state(params, (8,))
+    expected = run(params, state, xs)
+    with jax.set_mesh(jax.make_mesh((2, 4), ("a", "b"))):
+        put = functools.partial(jax.tree.map, lambda x: jax.device_put(x, P(*("a", "b")[: x.ndim])))
+        got = run(put(params), jax.device_put(state, P("a")), jax.device_put(xs, P(None, "a", "b")))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a), b, atol=1e-12)
 
 
 def test_time_that_is_sharded_is_refused():

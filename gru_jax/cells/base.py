@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core.primitives import convert_element_type_p
 
-from gru_jax import checks, initializers
+from gru_jax import checks, initializers, meshes
 from gru_jax.initializers import Initializer
 from gru_jax.serialization import serializable
 
@@ -279,12 +279,15 @@ class Packed(Generic[P]):
         params, x_t, dtype = self.prepare(params, x_t, "x_t", "(*batch, in_features)")
         batch = x_t.shape[:-1]
         zero = self.initial_state(params, batch, dtype)
-        state_tm1 = checked_state(name, state_tm1, zero)
+        state_tm1, start = checked_state(name, state_tm1, zero), zero
         if resets is not None:
             resets = checks.flags("resets", resets)
             checks.shape("resets", resets, "(*batch,)", batch)
+            resets = resets[..., None]
             start = zero if reset_state is None else checked_state("reset_state", reset_state, zero)
-            state_tm1 = jax.tree.map(functools.partial(jnp.where, resets[..., None]), start, state_tm1)
+        x_t, params, resets, (state_tm1, start) = meshes.aligned(x_t, params, resets, (state_tm1, start), lead=0)
+        if resets is not None:
+            state_tm1 = jax.tree.map(functools.partial(jnp.where, resets), start, state_tm1)
         return params, state_tm1, x_t
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gru_jax import output
 from gru_jax.convert import activations
 from gru_jax.convert.formats import FORMATS, Contents, Options, guess
 from gru_jax.convert.model import Model
@@ -33,14 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: of the command line, without the program's name; by default those of the process.
 
     Returns:
-      The exit status: 0, or 2 if something is refused; the message goes to stderr.
+      The exit status: 0, or 2 if something is refused; the message goes to stderr. 141 if what reads the output has
+      ended, as `head` does.
     """
-    given = _parser().parse_args(arguments)
     try:
-        print(convert(given))
+        return output.piped(lambda: _run(arguments))
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    print(convert(_parser().parse_args(arguments)))
     return 0
 
 

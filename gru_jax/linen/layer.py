@@ -135,7 +135,7 @@ class GRU(nn.Module):
           mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0, NaN too, are True;
             where False the step is masked: states are held, outputs are 0.
           resets: as mask; where True an episode begins at this step, with reset_state. No direction carries its state
-            from one episode into another.
+            from one episode into another. They do not count beyond a sequence's length.
           reset_state: the state with which an episode begins, in one of the forms of initial_carry, or a single state
             for all layers and directions; zero if None, and to be given where carry_init is not zeros. In a backward
             direction it is the state that follows an episode's last step; that which follows the last step of the call

@@ -1,0 +1,53 @@
+"""Meshes with explicit axes, on which an array's type says how it is sharded."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, PartitionSpec, reshard
+
+
+def aligned(xs: jax.Array, params: Any, timed: Any, states: Any, lead: int = 1) -> tuple[jax.Array, Any, Any, Any]:
+    """What goes into a recurrence, sharded alike, where the mesh has explicit axes; otherwise as it is.
+
+    The batch is sharded as in the first array that says so. Features and weights are gathered, for each step needs all.
+
+    Args:
+      xs: (*lead, *batch, in_features).
+      params: a tree of arrays without time and batch.
+      timed: a tree of arrays (*lead, *batch, 1).
+      states: a tree of arrays (*batch, features).
+      lead: the number of time axes, 1 or 0.
+    """
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return xs, params, timed, states
+    spec: list[Any] = [None] * (xs.ndim - 1 - lead)
+    specs = [_typed_spec(x)[lead:-1] for x in (xs, *jax.tree.leaves(timed))]
+    specs += [_typed_spec(x)[:-1] for x in jax.tree.leaves(states)]
+    for entries in specs:
+        for axis, entry in enumerate(entries):
+            if spec[axis] is None and mesh_axes([entry]).isdisjoint(mesh_axes(spec)):
+                spec[axis] = entry
+
+    def placed(*entries: Any) -> Callable[[jax.Array], jax.Array]:
+        wanted = PartitionSpec(*entries)
+        return lambda x: x if _typed_spec(x) == (*wanted, *[None] * (x.ndim - len(wanted))) else reshard(x, wanted)
+
+    timed_place = placed(*[None] * lead, *spec, None)
+    return (
+        timed_place(xs),
+        jax.tree.map(placed(), params),
+        jax.tree.map(timed_place, timed),
+        jax.tree.map(placed(*spec, None), states),
+    )
+
+
+def _typed_spec(x: jax.Array) -> tuple[Any, ...]:
+    """How an explicit mesh shards each axis."""
+    spec = jax.typeof(x).sharding.spec
+    return (*spec, *[None] * (x.ndim - len(spec)))
+
+
+def mesh_axes(spec: Iterable[Any]) -> set[Any]:
+    """The axes of the mesh that a partition names."""
+    return {axis for entry in spec if entry for axis in (entry if isinstance(entry, tuple) else (entry,))}
