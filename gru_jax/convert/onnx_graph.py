@@ -70,11 +70,11 @@ class Graph:
         return None
 
     def is_made_of(self, name: str, kind: str) -> bool:
-        """Whether a node of a kind is among those that a tensor is computed by."""
+        """Whether the values of a tensor depend on those that a node of a kind makes, and not on their shape alone."""
         pending, seen = [name], set()
         while pending:
             place = self._producers.get(pending.pop())
-            if place is None or place in seen:
+            if place is None or place in seen or operator(self.nodes[place]) in ("Shape", "Size"):
                 continue
             if operator(self.nodes[place]) == kind:
                 return True
