@@ -23,12 +23,13 @@ def node(seed=0, *, layout=0, direction="forward", features=4, width=3, name="gr
 
 
 def graph(nodes, constants, *, inputs=("X",), outputs=("gru.Y", "gru.Y_h"), opset=14, shape=None):
-    """A model; shapes of inputs, but that of X, and of outputs are left to the runtime."""
-    kind = onnx.TensorProto.FLOAT
+    """A model; shapes but that of X are left to the runtime; an input "lens" has integers."""
+    kind, integer = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
+    kinds = {name: integer if name == "lens" else kind for name in inputs}
     made = onnx.helper.make_graph(
         nodes,
         "graph",
-        [onnx.helper.make_tensor_value_info(name, kind, shape if name == "X" else None) for name in inputs],
+        [onnx.helper.make_tensor_value_info(name, kinds[name], shape if name == "X" else None) for name in inputs],
         [onnx.helper.make_tensor_value_info(name, kind, None) for name in outputs],
         [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )

@@ -245,7 +245,7 @@ REFUSED = {
     ),
     "initial_h": (
         dict(inputs=["X", "gru.W", "gru.R", "gru.B", "", "gru.W"]),
-        r"node 'gru' must have initial_h of 1 directions and 4 features, got shape \(1, 12, 3\)",
+        r"node 'gru' must have initial_h of shape \[1, None, 4\], None for any size, got \[1, 12, 3\]",
     ),
 }
 

@@ -97,6 +97,27 @@ def test_small_files_with_huge_constants_are_refused(case):
         convert.from_onnx(graph(nodes, constants | more))
 
 
+@pytest.mark.parametrize(
+    ("kind", "others", "attributes"),
+    [
+        ("Slice", [np.array([0], np.uint64), np.array([3], np.uint64)], {}),
+        ("Gather", [np.array([0, 1, 2], np.int16)], {}),
+        ("Concat", [np.zeros((2, 12, 3))], dict(axis=0)),
+        ("Add", [np.zeros((1, 1, 3), np.float16)], {}),
+        ("Reshape", [np.array([1, 12, 3], np.int32)], {}),
+    ],
+)
+def test_constants_of_dtypes_that_an_operator_does_not_take_are_refused(kind, others, attributes):
+    made, constants = node()
+    constants |= {"whole": constants.pop("gru.W")} | {f"other {i}": other for i, other in enumerate(others)}
+    names = ["whole", *(f"other {i}" for i in range(len(others)))]
+    before = make_node(kind, names, ["gru.W"], "before", **attributes)
+    with pytest.raises(
+        ValueError, match=r"node 'before' cannot be evaluated.*: expected an input \w+ of another dtype"
+    ):
+        convert.from_onnx(graph([before, made], constants))
+
+
 def test_the_bytes_of_all_constants_count(monkeypatch):
     made, constants = node()
     nodes = [make_node("Identity", [f"{kind} before"], [f"gru.{kind}"]) for kind in "WR"]
@@ -228,6 +249,45 @@ def test_a_start_may_have_a_size_of_the_layer_below_and_none_of_its_numbers():
         proto = graph([lower, squeeze, make_node("Relu", ["lower.Y_h"], ["start"]), upper], constants | more)
         with pytest.raises(ValueError, match=f"node 'gru' takes {kind} from a GRU, .* got 'start'"):
             convert.from_onnx(proto)
+
+
+FED = {
+    "lengths in floats": (dict(sequence_lens="X"), "sequence_lens of dtype int32, got float32"),
+    "lengths of two axes": (dict(sequence_lens="rows"), r"sequence_lens of shape \[None\], None for .*, got \[2, 1\]"),
+    "a start in integers": (dict(initial_h="lens"), "initial_h of dtype float32, got int32"),
+    "a start like inputs": (dict(initial_h="X"), r"initial_h of shape \[1, None, 4\], .*, got \[None, None, 3\]"),
+    "a start of no batch": (dict(initial_h="empty"), r"initial_h of shape \[1, None, 4\], .*, got \[1, 0, 4\]"),
+    "a start of one axis": (dict(initial_h="row"), r"initial_h of shape \[1, None, 4\], .*, got \[4\]"),
+    "a number as start": (dict(initial_h="zero"), r"initial_h of shape \[1, None, 4\], .*, got \[\]"),
+    "batch first": (
+        dict(initial_h="empty", layout=1),
+        r"initial_h of shape \[None, 1, 4\], .*, got \[1, 0, 4\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FED)
+def test_starts_and_lengths_that_are_none_are_refused(case):
+    given, message = FED[case]
+    names = ["X", "gru.W", "gru.R", "gru.B", given.get("sequence_lens", ""), given.get("initial_h", "")]
+    made, constants = node(inputs=names, layout=given.get("layout", 0))
+    constants |= {"empty": np.zeros((1, 0, 4), np.float32), "row": np.zeros(4, np.float32), "zero": np.float32(0)}
+    column = make_node("Reshape", ["lens", "two"], ["rows"])
+    constants |= {"two": [2, 1]}
+    with pytest.raises(ValueError, match=f"node 'gru' must have {message}"):
+        convert.from_onnx(graph([column, made], constants, inputs=("X", "lens"), shape=["time", "batch", 3]))
+
+
+def test_nodes_of_one_name_are_told_apart_by_their_outputs():
+    lower, constants = node(name="lower")
+    upper, more = node(width=4, inputs=["xs", "gru.W", "gru.R", "gru.B"])
+    lower.name = upper.name = "both"
+    squeeze = make_node("Squeeze", ["lower.Y", "one"], ["xs"])
+    proto = graph([lower, squeeze, upper], constants | more | {"one": [1]})
+    assert convert.from_onnx(proto, nodes=["lower.Y"]).params[0].in_features == 3
+    assert convert.from_onnx(proto, nodes=["gru.Y"]).params[0].in_features == 4
+    with pytest.raises(ValueError, match=r"some of \['lower.Y', 'gru.Y'\], got \['both'\]"):
+        convert.from_onnx(proto, nodes=["both"])
 
 
 # --- Cycles -----------------------------------------------------------------------------------------------------------

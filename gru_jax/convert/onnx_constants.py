@@ -152,6 +152,7 @@ class Constants:
         graph.node.append(_plain(self._onnx, node))
         names = [name for name in node.output if name]
         try:
+            _check_types(self._onnx, node.op_type, self._opset, inputs)
             self._folded += _RESULT_BYTES[operator(node)](self.attributes(node), *inputs)
             if self._folded > FOLDED_UP_TO:
                 raise ValueError(f"constants that are folded must take {FOLDED_UP_TO} bytes, got {self._folded}")
@@ -181,18 +182,24 @@ def _plain(onnx: Any, node: Any) -> Any:
     return plain
 
 
+def _check_types(onnx: Any, kind: str, opset: int, inputs: Sequence[Any]) -> None:
+    """Refuses inputs of dtypes that the operator does not take, or not together."""
+    expected = onnx.defs.get_schema(kind, opset, "").inputs
+    types: dict[str, str] = {}
+    for place, value in enumerate(inputs):
+        if value is not None:
+            formal = expected[min(place, len(expected) - 1)]  # the last may be there several times
+            given = onnx.TensorProto.DataType.Name(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)).lower()
+            if f"tensor({given})" not in formal.types or types.setdefault(formal.type_str, given) != given:
+                raise ValueError(f"expected an input {formal.name} of another dtype, got {value.dtype}")
+
+
 def _view(attributes: dict[str, Any], *inputs: Any) -> int:
     return 0
 
 
 def _copied(attributes: dict[str, Any], *inputs: Any) -> int:
     return sum(value.nbytes for value in inputs)
-
-
-def _joined(attributes: dict[str, Any], *inputs: Any) -> int:
-    if len({value.dtype for value in inputs}) > 1:
-        raise ValueError(f"expected inputs of one dtype, got {[value.dtype.name for value in inputs]}")
-    return _copied(attributes, *inputs)
 
 
 def _sliced(attributes: dict[str, Any], value: Any, *limits: Any) -> int:
@@ -202,7 +209,6 @@ def _sliced(attributes: dict[str, Any], value: Any, *limits: Any) -> int:
 
 
 def _broadcast(attributes: dict[str, Any], *inputs: Any) -> int:
-    _joined(attributes, *inputs)
     return math.prod(np.broadcast_shapes(*(value.shape for value in inputs))) * inputs[0].itemsize
 
 
@@ -228,7 +234,7 @@ def _cast(attributes: dict[str, Any], value: Any) -> int:
 _RESULT_BYTES: dict[str, Callable[..., int]] = {
     "Add": _broadcast,
     "Cast": _cast,
-    "Concat": _joined,
+    "Concat": _copied,
     "Constant": _view,
     "ConstantOfShape": _filled,
     "Div": _broadcast,

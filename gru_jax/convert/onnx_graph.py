@@ -49,7 +49,7 @@ class Graph:
         graph = proto.graph
         self._onnx = onnx
         self._proto = proto
-        self._shapes: dict[str, list[int | None] | None] | None = None
+        self._declared: dict[str, Any] | None = None
         self.nodes = list(graph.node)
         self._producers = made = _producers(graph)
         places = range(len(self.nodes))
@@ -82,15 +82,29 @@ class Graph:
             pending += self.nodes[place].input
         return False
 
-    def shape(self, name: str) -> list[int | None]:
-        """The sizes of a tensor that is no constant, as the graph fixes them, with None for others; [] if unknown."""
-        if self._shapes is None:
+    def shape(self, name: str) -> list[int | None] | None:
+        """The sizes of a tensor that is no constant, as the graph fixes them, None for others; None if unknown."""
+        given = self._types().get(name)
+        return None if given is None else fixed_sizes(given)
+
+    def dtype(self, name: str) -> np.dtype | None:
+        """The dtype of a tensor that is no constant; None if unknown."""
+        given = self._types().get(name)
+        kind = 0 if given is None else given.type.tensor_type.elem_type
+        known = self._onnx.TensorProto.DataType.values()[1:]
+        return self._onnx.helper.tensor_dtype_to_np_dtype(kind) if kind in known else None
+
+    def _types(self) -> dict[str, Any]:
+        """What the graph says of its tensors by name, and what follows from that."""
+        if self._declared is None:
+            known = list(self._proto.graph.input)
             try:
                 graph = library("onnx.shape_inference").infer_shapes(self._proto, strict_mode=True).graph
-                self._shapes = {given.name: fixed_sizes(given) for given in (*graph.value_info, *graph.output)}
+                known += [*graph.value_info, *graph.output]
             except Exception:  # of any kind: sizes that contradict each other, or a file too large for it
-                self._shapes = {}
-        return self._shapes.get(name) or []
+                pass
+            self._declared = {given.name: given for given in known}
+        return self._declared
 
     def path(self, start: Sequence[str], end: str) -> list[Any] | None:
         """The nodes through which one of the tensors `start` reaches `end`, in this order; None if it does not.
@@ -206,7 +220,7 @@ def _reshaped(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, i
     Its shape is looked at for several sizes of time and batch: those that the graph fixes, and any for the others.
     """
     allowzero = graph.attributes(node).get("allowzero", 0)
-    fixed = dict(zip(axes, graph.shape(node.input[0]), strict=False))
+    fixed = dict(zip(axes, graph.shape(node.input[0]) or [], strict=False))
     kept = [axes]
     if sizes[DIRECTION] == 1:
         kept.append(tuple(axis for axis in axes if axis != DIRECTION))

@@ -1,5 +1,6 @@
 """A model from the GRU nodes of an ONNX graph."""
 
+import collections
 import itertools
 import os
 from collections.abc import Sequence
@@ -136,7 +137,8 @@ def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[La
             hint = f"; {foreign.another_cell(_BLOCKS[operator(other)], label(other))}"
         raise ValueError(f"source must have a GRU node in its main graph, got nodes of the kinds {kinds}{hint}")
     chosen = found
-    by_name = {node.name or node.output[0]: node for node in found}
+    names_of = collections.Counter(node.name for node in found)
+    by_name = {node.name if node.name and names_of[node.name] == 1 else node.output[0]: node for node in found}
     if names is not None:
         by_output = {node.output[0]: node for node in found} | by_name
         unknown = [name for name in names if name not in by_output]
@@ -171,31 +173,48 @@ def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
     if graph.constant(inputs["X"]) is not None:
         raise ValueError(f"{name} must take an X that is fed or computed, got a constant, {inputs['X']!r}")
     params = _weights(graph, name, inputs, reset_after, _DIRECTIONS[direction], hidden_size)
+    _check_fed(graph, name, inputs, layout, params)
     lengths, initial_h = inputs.get("sequence_lens", ""), graph.constant(inputs.get("initial_h", ""))
-    if lengths and graph.constant(lengths) is not None:
-        raise ValueError(
-            f"{name} has constant sequence_lens, {graph.constant(lengths)}, and a model holds none: expected a tensor "
-            "that is fed or computed"
-        )
-    for kind in ("sequence_lens", "initial_h"):
-        if graph.is_made_of(inputs.get(kind, ""), "GRU"):
+    if initial_h is not None and layout == 1:
+        initial_h = np.swapaxes(initial_h, 0, 1)
+    return Layer(node, cell, direction, layout, params, lengths, initial_h)
+
+
+def _check_fed(
+    graph: onnx_graph.Graph, name: str, inputs: dict[str, str], layout: int, params: Sequence[Params]
+) -> None:
+    """Refuses sequence_lens and initial_h that a model cannot take, or that are none."""
+    of_start: list[Any] = [len(params), None, params[0].features]
+    kinds = {"sequence_lens": (np.dtype(np.int32), [None]), "initial_h": (params[0].kernel.dtype, of_start)}
+    if layout == 1:
+        of_start[:2] = of_start[1::-1]
+    for kind, (dtype, sizes) in kinds.items():
+        given = inputs.get(kind, "")
+        value = graph.constant(given)
+        if value is not None and kind == "sequence_lens":
+            raise ValueError(
+                f"{name} has constant sequence_lens, {value}, and a model holds none: expected a tensor that is fed or "
+                "computed"
+            )
+        if graph.is_made_of(given, "GRU"):
             raise ValueError(
                 f"{name} takes {kind} from a GRU, and a model holds no such link: expected a tensor that is fed, or "
-                f"computed without one, got {inputs[kind]!r}"
+                f"computed without one, got {given!r}"
             )
-    if initial_h is not None:
-        if initial_h.dtype != params[0].kernel.dtype:
-            raise ValueError(
-                f"{name} must have initial_h of the dtype of W, {params[0].kernel.dtype}, got {initial_h.dtype}"
-            )
-        initial_h = np.swapaxes(initial_h, 0, 1) if layout == 1 and initial_h.ndim == 3 else initial_h
-        expected = (len(params), *initial_h.shape[1:2], params[0].features)
-        if initial_h.shape != expected:
-            raise ValueError(
-                f"{name} must have initial_h of {expected[0]} directions and {expected[-1]} features, "
-                f"got shape {initial_h.shape}"
-            )
-    return Layer(node, cell, direction, layout, params, lengths, initial_h)
+        its_dtype, its_sizes = graph.dtype(given), graph.shape(given)
+        if value is not None:
+            its_dtype, its_sizes = value.dtype, list(value.shape)
+        if its_dtype not in (None, dtype):
+            raise ValueError(f"{name} must have {kind} of dtype {dtype}, got {its_dtype}")
+        if its_sizes is not None and not _fits(its_sizes, sizes):
+            raise ValueError(f"{name} must have {kind} of shape {sizes}, None for any size, got {its_sizes}")
+
+
+def _fits(given: Sequence[int | None], expected: Sequence[int | None]) -> bool:
+    """Whether sizes, of which None may be any but 0, can be the same."""
+    return len(given) == len(expected) and all(
+        0 not in pair and (None in pair or len({*pair}) == 1) for pair in zip(given, expected, strict=True)
+    )
 
 
 def _text(value: Any) -> Any:
