@@ -225,6 +225,7 @@ REFUSED = {
     ),
     "direction": (dict(direction="sideways"), "node 'gru' must have direction in .*, got 'sideways'"),
     "layout": (dict(layout=2), "node 'gru' must have layout 0 or 1, got 2"),
+    "reset": (dict(linear_before_reset=2), "node 'gru' must have linear_before_reset 0 or 1, got 2"),
     "size": (dict(hidden_size=5), "node 'gru' must have hidden_size as R has it, 4, got 5"),
     "W": (dict(inputs=["X", "X", "gru.R"]), "node 'gru' must have W as a constant of the graph, got 'X'"),
     "nothing": (dict(inputs=["X", "V", "gru.R"]), r"node 'gru' must take tensors that the graph has, got \['V'\]"),

@@ -259,6 +259,8 @@ FED = {
     "a start of no batch": (dict(initial_h="empty"), r"initial_h of shape \[1, None, 4\], .*, got \[1, 0, 4\]"),
     "a start of one axis": (dict(initial_h="row"), r"initial_h of shape \[1, None, 4\], .*, got \[4\]"),
     "a number as start": (dict(initial_h="zero"), r"initial_h of shape \[1, None, 4\], .*, got \[\]"),
+    "inputs of another width": (dict(X="wide"), r"X of shape \[None, None, 3\], .*, got \[None, None, 6\]"),
+    "inputs in integers": (dict(X="lens"), r"X of dtype float32, got int32"),
     "batch first": (
         dict(initial_h="empty", layout=1),
         r"initial_h of shape \[None, 1, 4\], .*, got \[1, 0, 4\]",
@@ -267,15 +269,15 @@ FED = {
 
 
 @pytest.mark.parametrize("case", FED)
-def test_starts_and_lengths_that_are_none_are_refused(case):
+def test_inputs_starts_and_lengths_that_are_none_are_refused(case):
     given, message = FED[case]
-    names = ["X", "gru.W", "gru.R", "gru.B", given.get("sequence_lens", ""), given.get("initial_h", "")]
+    names = [given.get("X", "X"), "gru.W", "gru.R", "gru.B", given.get("sequence_lens", ""), given.get("initial_h", "")]
     made, constants = node(inputs=names, layout=given.get("layout", 0))
     constants |= {"empty": np.zeros((1, 0, 4), np.float32), "row": np.zeros(4, np.float32), "zero": np.float32(0)}
-    column = make_node("Reshape", ["lens", "two"], ["rows"])
+    before = [make_node("Reshape", ["lens", "two"], ["rows"]), make_node("Concat", ["X", "X"], ["wide"], axis=2)]
     constants |= {"two": [2, 1]}
     with pytest.raises(ValueError, match=f"node 'gru' must have {message}"):
-        convert.from_onnx(graph([column, made], constants, inputs=("X", "lens"), shape=["time", "batch", 3]))
+        convert.from_onnx(graph([*before, made], constants, inputs=("X", "lens"), shape=["time", "batch", 3]))
 
 
 def test_nodes_of_one_name_are_told_apart_by_their_outputs():

@@ -165,11 +165,11 @@ class Constants:
 
 
 def fixed_sizes(given: Any) -> list[int | None] | None:
-    """The shape that a ValueInfoProto declares, with None for a size that it does not fix; None if it has none."""
+    """The shape that a ValueInfoProto declares, None for sizes that it does not fix, or by 0; None if it has none."""
     if not given.type.tensor_type.HasField("shape"):
         return None
     sizes = given.type.tensor_type.shape.dim
-    return [size.dim_value if size.HasField("dim_value") and size.dim_value >= 0 else None for size in sizes]
+    return [size.dim_value if size.HasField("dim_value") and size.dim_value > 0 else None for size in sizes]
 
 
 def _plain(onnx: Any, node: Any) -> Any:

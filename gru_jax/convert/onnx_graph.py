@@ -1,6 +1,7 @@
 """Reading an ONNX graph: constants, producers of tensors, and how one GRU node's outputs reach the next."""
 
 import collections
+import contextlib
 import graphlib
 import math
 import os
@@ -16,6 +17,9 @@ from gru_jax.convert.onnx_constants import Constants, fixed_sizes, label, operat
 
 MAX_NODES = 1_000_000
 """The nodes that a graph may have when its functions are inlined: calls of calls would be without a bound."""
+
+_READ_UP_TO = 2**10
+"""Bytes of a constant that may be a shape."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """The dtypes of ONNX' GRU."""
@@ -95,14 +99,18 @@ class Graph:
         return self._onnx.helper.tensor_dtype_to_np_dtype(kind) if kind in known else None
 
     def _types(self) -> dict[str, Any]:
-        """What the graph says of its tensors by name, and what follows from that."""
+        """What the graph says of its inputs by name, and what follows from that for other tensors."""
         if self._declared is None:
-            known = list(self._proto.graph.input)
-            try:
-                graph = library("onnx.shape_inference").infer_shapes(self._proto, strict_mode=True).graph
-                known += [*graph.value_info, *graph.output]
-            except Exception:  # of any kind: sizes that contradict each other, or a file too large for it
-                pass
+            model = self._onnx.ModelProto(ir_version=self._proto.ir_version, opset_import=self._proto.opset_import)
+            model.graph.node.extend(self.nodes)
+            model.graph.input.extend(self._proto.graph.input)
+            for tensor in self._proto.graph.initializer:
+                # Numbers of weights do not matter, and are many.
+                bare = self._onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+                model.graph.initializer.append(tensor if tensor.ByteSize() < _READ_UP_TO else bare)
+            known = list(model.graph.input)
+            with contextlib.suppress(Exception):  # of any kind: the library trusts what it reads
+                known += library("onnx.shape_inference").infer_shapes(model).graph.value_info
             self._declared = {given.name: given for given in known}
         return self._declared
 
