@@ -280,6 +280,19 @@ def test_inputs_starts_and_lengths_that_are_none_are_refused(case):
         convert.from_onnx(graph([*before, made], constants, inputs=("X", "lens"), shape=["time", "batch", 3]))
 
 
+def test_negative_sizes_are_refused_or_not_known():
+    """They end the process in the library's Slice: constants have none, and inputs of -1 have any size."""
+    made, constants = node()
+    proto = graph([make_node("Slice", ["X", "from", "to"], ["some"]), made], constants | {"from": [0], "to": [1]})
+    for size in (-(2**63), -1, 3):
+        proto.graph.input[0].type.tensor_type.shape.dim.add().dim_value = size
+    assert convert.from_onnx(proto).params[0].in_features == 3
+    proto.graph.node[0].input[0] = "some constant"
+    proto.graph.initializer.add(name="some constant", dims=[-(2**63)], data_type=1)
+    with pytest.raises(ValueError, match=r"constant 'some constant' of the graph is damaged: it has negative sizes"):
+        convert.from_onnx(proto)
+
+
 def test_nodes_of_one_name_are_told_apart_by_their_outputs():
     lower, constants = node(name="lower")
     upper, more = node(width=4, inputs=["xs", "gru.W", "gru.R", "gru.B"])

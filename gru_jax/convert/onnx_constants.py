@@ -39,7 +39,8 @@ class Constants:
           order: the places of all nodes, in topological order.
 
         Raises:
-          ValueError: if the model does not name one version of ONNX' operators that is understood.
+          ValueError: if the model does not name one version of ONNX' operators that is understood, or a constant has
+            a negative size.
         """
         versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
         # Before version 7 GRU and Dropout were others; the library counts in 32 bits.
@@ -49,6 +50,11 @@ class Constants:
         self._opset = versions[0]
         self._nodes = proto.graph.node
         self._initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+        for name, tensor in self._initializers.items():
+            if min(tensor.dims, default=0) < 0:
+                raise ValueError(
+                    f"constant {name!r} of the graph is damaged: it has negative sizes, {list(tensor.dims)}"
+                )
         sizes = ((given.name, fixed_sizes(given)) for given in proto.graph.input)
         self._inputs = {name: shape for name, shape in sizes if shape is not None}
         self._producers = producers
@@ -140,8 +146,6 @@ class Constants:
 
     def _initializer(self, name: str) -> np.ndarray:
         try:
-            if min(self._initializers[name].dims, default=0) < 0:
-                raise ValueError(f"expected no negative size, got {list(self._initializers[name].dims)}")
             return self._onnx.numpy_helper.to_array(self._initializers[name])
         except Exception as error:  # of any kind: the library trusts what it reads
             raise ValueError(f"constant {name!r} of the graph is damaged: {error}") from error

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import graphlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,8 +103,13 @@ class Graph:
         """What the graph says of its inputs by name, and what follows from that for other tensors."""
         if self._declared is None:
             model = self._onnx.ModelProto(ir_version=self._proto.ir_version, opset_import=self._proto.opset_import)
-            model.graph.node.extend(self.nodes)
+            # On a Slice of an axis of negative size the library (1.23) ends the process.
+            is_safe = (all(inner.op_type != "Slice" for inner in _nested([node])) for node in self.nodes)
+            model.graph.node.extend(itertools.compress(self.nodes, is_safe))
             model.graph.input.extend(self._proto.graph.input)
+            for size in (size for given in model.graph.input for size in given.type.tensor_type.shape.dim):
+                if size.dim_value < 0:
+                    size.ClearField("dim_value")
             for tensor in self._proto.graph.initializer:
                 # Numbers of weights do not matter, and are many.
                 bare = self._onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
