@@ -7,7 +7,7 @@ memory, and that ends in a ValueError or in a model. The model is held against t
 
 - onnx: the part of the graph that a model stands for, from X of the first node to Y and Y_h of all of them, is computed
   by onnxruntime, and from the model's parameters by the oracle. Sequences begin with what is fed to the graph, where
-  their start is no constant.
+  their start is no constant. Weights that are huge or no numbers are compared themselves.
 - own, torch: tensors and metadata are taken out of the file's bytes here, and must be the model's, bit by bit.
 - cli: `main` ends with 0 and a file that holds the same model as the one it was given, or with 2 and a message.
 """

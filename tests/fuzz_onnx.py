@@ -32,7 +32,7 @@ def check_onnx(data, result):
         if len(fixed := [size.dim_value or 0 for size in value.type.tensor_type.shape.dim]) == 3:
             sizes |= {(fixed[0] or 5, fixed[1] or 2), (fixed[1] or 5, fixed[0] or 2)}
     sizes = [(5, 2 if states is None else states.shape[1]), *(pair for pair in sorted(sizes) if max(pair) < 100)]
-    sizes += [(5, batch) for batch in (1, 3, 4, 8, 17)]  # a start of zeros may fix it
+    sizes += [(5, batch) for batch in (1, 3, 4, 8, 12, 17)]  # a start of zeros may fix it
     errors = []
     for time_steps, batch in sizes:
         try:

@@ -257,6 +257,10 @@ FED = {
     "a start in integers": (dict(initial_h="lens"), "initial_h of dtype float32, got int32"),
     "a start like inputs": (dict(initial_h="X"), r"initial_h of shape \[1, None, 4\], .*, got \[None, None, 3\]"),
     "a start of no batch": (dict(initial_h="empty"), r"initial_h of shape \[1, None, 4\], .*, got \[1, 0, 4\]"),
+    "a start of another batch": (
+        dict(initial_h="three", X="of two"),
+        r"initial_h of shape \[1, 2, 4\], .*, got \[1, 3, 4\]",
+    ),
     "a start of one axis": (dict(initial_h="row"), r"initial_h of shape \[1, None, 4\], .*, got \[4\]"),
     "a number as start": (dict(initial_h="zero"), r"initial_h of shape \[1, None, 4\], .*, got \[\]"),
     "inputs of another width": (dict(X="wide"), r"X of shape \[None, None, 3\], .*, got \[None, None, 6\]"),
@@ -274,8 +278,12 @@ def test_inputs_starts_and_lengths_that_are_none_are_refused(case):
     names = [given.get("X", "X"), "gru.W", "gru.R", "gru.B", given.get("sequence_lens", ""), given.get("initial_h", "")]
     made, constants = node(inputs=names, layout=given.get("layout", 0))
     constants |= {"empty": np.zeros((1, 0, 4), np.float32), "row": np.zeros(4, np.float32), "zero": np.float32(0)}
-    before = [make_node("Reshape", ["lens", "two"], ["rows"]), make_node("Concat", ["X", "X"], ["wide"], axis=2)]
-    constants |= {"two": [2, 1]}
+    before = [
+        make_node("Reshape", ["lens", "two"], ["rows"]),
+        make_node("Concat", ["X", "X"], ["wide"], axis=2),
+        make_node("Reshape", ["X", "sizes"], ["of two"]),
+    ]
+    constants |= {"two": [2, 1], "sizes": [5, 2, 3], "three": np.zeros((1, 3, 4), np.float32)}
     with pytest.raises(ValueError, match=f"node 'gru' must have {message}"):
         convert.from_onnx(graph([*before, made], constants, inputs=("X", "lens"), shape=["time", "batch", 3]))
 

@@ -200,8 +200,10 @@ def _check_fed(
                 f"{name} takes {kind} from a GRU, and a model holds no such link: expected a tensor that is fed, or "
                 f"computed without one, got {given!r}"
             )
-    outer = [len(params), None] if layout == 0 else [None, len(params)]
-    _check_type(graph, f"{name} must have sequence_lens", lengths, np.dtype(np.int32), [None])
+    of_x = graph.shape(inputs["X"]) or []
+    batch = of_x[1 - layout] if len(of_x) == 3 else None
+    outer = [len(params), batch] if layout == 0 else [batch, len(params)]
+    _check_type(graph, f"{name} must have sequence_lens", lengths, np.dtype(np.int32), [batch])
     _check_type(graph, f"{name} must have initial_h", start, params[0].kernel.dtype, [*outer, params[0].features])
 
 
