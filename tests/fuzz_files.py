@@ -270,7 +270,7 @@ ONNX_CHANGES = [
 
 
 def own_files(folder):
-    """What `save` writes, as bytes."""
+    """What `save` writes, as bytes; the metadata, whose order is another in every process, in one order."""
     models = [
         model(),
         model(gru_jax.GOODFELLOW, num_layers=2, bidirectional=True, dropout=0.1, dtype="float16"),
@@ -279,7 +279,9 @@ def own_files(folder):
     files = []
     for one in models:
         save(folder / "own.safetensors", one)
-        files.append((folder / "own.safetensors").read_bytes())
+        header, body = parts((folder / "own.safetensors").read_bytes())
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        files.append(_packed(header, body))
     return files
 
 
@@ -300,6 +302,10 @@ def damaged_safetensors(rng, files):
     header, body = parts(data)
     for _ in range(rng.integers(1, 4)):
         _change_header(rng, header)
+    return _packed(header, body)
+
+
+def _packed(header, body):
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + body
 

@@ -1,7 +1,6 @@
 """ONNX: graphs that onnxruntime computes as we do, what comes back from them, and what is refused."""
 
 import dataclasses
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from gru_jax import convert
 from gru_jax.convert import activations
 from tests.cases import CELLS
 from tests.models import DTYPES, assert_identical, inputs, model
+from tests.onnx_graphs import graph, node
 
 hypothesis = pytest.importorskip("hypothesis")
 onnx = pytest.importorskip("onnx")
@@ -125,62 +125,6 @@ def test_files_and_bytes_that_are_none(tmp_path):
 # --- Graphs that others write -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (1, True), (3, False), (2, True)])
-def test_what_pytorch_exports(tmp_path, layers, bidirectional, batch_first):
-    torch = pytest.importorskip("torch")
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn = torch.nn.GRU(3, 4, layers, bidirectional=bidirectional, batch_first=batch_first)
-
-        def forward(self, xs):
-            outputs, carry = self.rnn(xs)
-            return outputs * 2, carry
-
-    net = Net().eval()
-    xs = inputs(time_major=not batch_first)
-    options = dict(input_names=["xs"], dynamic_axes={"xs": {0: "a", 1: "b"}}, dynamo=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(net, (torch.tensor(xs.copy()),), tmp_path / "net.onnx", **options)
-    one = convert.from_onnx(tmp_path / "net.onnx")
-    assert one.stack.time_major is not batch_first
-    with torch.no_grad():
-        outputs, carry = net(torch.tensor(xs.copy()))
-    assert_close(ours(one, xs), (outputs.numpy() / 2, carry.numpy()))
-
-
-def node(seed=0, *, layout=0, direction="forward", features=4, width=3, name="gru", inputs=None, **attributes):
-    """A GRU node with random W, R, B, and these."""
-    directions = 2 if direction == "bidirectional" else 1
-    rng = np.random.default_rng(seed)
-    arrays = {
-        f"{name}.{kind}": rng.normal(scale=0.5, size=(directions, *shape)).astype(np.float32)
-        for kind, shape in {"W": (3 * features, width), "R": (3 * features, features), "B": (6 * features,)}.items()
-    }
-    inputs = inputs or ["X", *arrays]
-    if layout:
-        attributes["layout"] = layout
-    attributes = {"hidden_size": features, **attributes}
-    made = onnx.helper.make_node("GRU", inputs, [f"{name}.Y", f"{name}.Y_h"], name, direction=direction, **attributes)
-    return made, arrays
-
-
-def graph(nodes, constants, *, inputs=("X",), outputs=("gru.Y", "gru.Y_h"), opset=14):
-    """A model; shapes of inputs and outputs are left to the runtime."""
-    kind = onnx.TensorProto.FLOAT
-    made = onnx.helper.make_graph(
-        nodes,
-        "graph",
-        [onnx.helper.make_tensor_value_info(name, kind, None) for name in inputs],
-        [onnx.helper.make_tensor_value_info(name, kind, None) for name in outputs],
-        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
-
-
 def reference(proto, **feed):
     """Y and Y_h of onnxruntime."""
     return onnxruntime.InferenceSession(proto.SerializeToString()).run(None, feed)
@@ -281,6 +225,7 @@ REFUSED = {
     ),
     "direction": (dict(direction="sideways"), "node 'gru' must have direction in .*, got 'sideways'"),
     "layout": (dict(layout=2), "node 'gru' must have layout 0 or 1, got 2"),
+    "reset": (dict(linear_before_reset=2), "node 'gru' must have linear_before_reset 0 or 1, got 2"),
     "size": (dict(hidden_size=5), "node 'gru' must have hidden_size as R has it, 4, got 5"),
     "W": (dict(inputs=["X", "X", "gru.R"]), "node 'gru' must have W as a constant of the graph, got 'X'"),
     "nothing": (dict(inputs=["X", "V", "gru.R"]), r"node 'gru' must take tensors that the graph has, got \['V'\]"),
@@ -301,7 +246,7 @@ REFUSED = {
     ),
     "initial_h": (
         dict(inputs=["X", "gru.W", "gru.R", "gru.B", "", "gru.W"]),
-        r"node 'gru' must have initial_h of 1 directions and 4 features, got shape \(1, 12, 3\)",
+        r"node 'gru' must have initial_h of shape \[1, None, 4\], None for any size, got \[1, 12, 3\]",
     ),
 }
 
@@ -313,50 +258,6 @@ def test_what_a_model_cannot_hold_is_refused(case):
     more = {"lengths": np.array([1, 2], np.int32), "scalar": np.float32(1)}
     with pytest.raises(ValueError, match=message):
         convert.from_onnx(graph([made], constants | more))
-
-
-SQUEEZE = ("Squeeze", ["lower.Y", "one"], {})
-LINKS = {
-    "another direction": ([SQUEEZE], dict(direction="reverse"), "must have direction as"),
-    "another reset": ([SQUEEZE], dict(linear_before_reset=1), "linear_before_reset"),
-    "another width": (
-        [SQUEEZE],
-        dict(width=3),
-        "must have a W for X of width as .* 4, got 3",
-    ),
-    "another size": ([SQUEEZE], dict(features=5), "must have hidden_size as .* 4, got 5"),
-    "lengths": (
-        [SQUEEZE],
-        dict(inputs=["xs", "gru.W", "gru.R", "gru.B", "lens"]),
-        "must have sequence_lens as node 'lower' below it, '', got 'lens'",
-    ),
-    "batch and time swapped": (
-        [SQUEEZE, ("Transpose", ["xs0"], {"perm": [1, 0, 2]})],
-        {},
-        r"must take its X \('time', 'batch', 'feature'\) from node 'lower', got \('batch', 'time', 'feature'\)",
-    ),
-    "other axis": ([("Squeeze", ["lower.Y", "two"], {})], {}, "got a Squeeze between them that mixes axes"),
-    "mixed": ([("Reshape", ["lower.Y", "flat"], {})], {}, "got a Reshape between them that mixes axes"),
-    "something else": ([("Relu", ["lower.Y"], {})], {}, r"must take its X from node 'lower', through .*'lower', 'gru'"),
-    "training": ([("Dropout", ["lower.Y", "", "on"], {})], {}, "got a Dropout between them that mixes axes"),
-}
-
-
-@pytest.mark.parametrize("case", LINKS)
-def test_nodes_that_are_not_one_stack_are_refused(case):
-    between, changes, message = LINKS[case]
-    lower, constants = node(name="lower")
-    names = [f"xs{i}" for i in range(len(between) - 1)] + ["xs"]
-    moves = [
-        onnx.helper.make_node(kind, given, [name], **more)
-        for (kind, given, more), name in zip(between, names, strict=True)
-    ]
-    upper, more = node(**{"width": 4, "inputs": ["xs", "gru.W", "gru.R", "gru.B"], **changes})
-    constants |= more | {"one": [1], "two": [2], "flat": [-1, 1, 4], "on": True}
-    proto = graph([lower, *moves, upper], constants, inputs=("X", "lens"))
-    with pytest.raises(ValueError, match=f"node 'gru' .*{message}|node 'gru' {message}"):
-        convert.from_onnx(proto)
-    assert convert.from_onnx(proto, nodes=["lower"]).stack.num_layers == 1
 
 
 def test_no_such_nodes():

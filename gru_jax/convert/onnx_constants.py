@@ -39,7 +39,8 @@ class Constants:
           order: the places of all nodes, in topological order.
 
         Raises:
-          ValueError: if the model does not name one version of ONNX' operators that is understood.
+          ValueError: if the model does not name one version of ONNX' operators that is understood, or a constant has
+            a negative size.
         """
         versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
         # Before version 7 GRU and Dropout were others; the library counts in 32 bits.
@@ -49,6 +50,11 @@ class Constants:
         self._opset = versions[0]
         self._nodes = proto.graph.node
         self._initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+        for name, tensor in self._initializers.items():
+            if min(tensor.dims, default=0) < 0:
+                raise ValueError(
+                    f"constant {name!r} of the graph is damaged: it has negative sizes, {list(tensor.dims)}"
+                )
         sizes = ((given.name, fixed_sizes(given)) for given in proto.graph.input)
         self._inputs = {name: shape for name, shape in sizes if shape is not None}
         self._producers = producers
@@ -140,8 +146,6 @@ class Constants:
 
     def _initializer(self, name: str) -> np.ndarray:
         try:
-            if min(self._initializers[name].dims, default=0) < 0:
-                raise ValueError(f"expected no negative size, got {list(self._initializers[name].dims)}")
             return self._onnx.numpy_helper.to_array(self._initializers[name])
         except Exception as error:  # of any kind: the library trusts what it reads
             raise ValueError(f"constant {name!r} of the graph is damaged: {error}") from error
@@ -152,6 +156,7 @@ class Constants:
         graph.node.append(_plain(self._onnx, node))
         names = [name for name in node.output if name]
         try:
+            _check_types(self._onnx, node.op_type, self._opset, inputs)
             self._folded += _RESULT_BYTES[operator(node)](self.attributes(node), *inputs)
             if self._folded > FOLDED_UP_TO:
                 raise ValueError(f"constants that are folded must take {FOLDED_UP_TO} bytes, got {self._folded}")
@@ -164,11 +169,11 @@ class Constants:
 
 
 def fixed_sizes(given: Any) -> list[int | None] | None:
-    """The shape that a ValueInfoProto declares, with None for a size that it does not fix; None if it has none."""
+    """The shape that a ValueInfoProto declares, None for sizes that it does not fix, or by 0; None if it has none."""
     if not given.type.tensor_type.HasField("shape"):
         return None
     sizes = given.type.tensor_type.shape.dim
-    return [size.dim_value if size.HasField("dim_value") and size.dim_value >= 0 else None for size in sizes]
+    return [size.dim_value if size.HasField("dim_value") and size.dim_value > 0 else None for size in sizes]
 
 
 def _plain(onnx: Any, node: Any) -> Any:
@@ -181,18 +186,24 @@ def _plain(onnx: Any, node: Any) -> Any:
     return plain
 
 
+def _check_types(onnx: Any, kind: str, opset: int, inputs: Sequence[Any]) -> None:
+    """Refuses inputs of dtypes that the operator does not take, or not together."""
+    expected = onnx.defs.get_schema(kind, opset, "").inputs
+    types: dict[str, str] = {}
+    for place, value in enumerate(inputs):
+        if value is not None:
+            formal = expected[min(place, len(expected) - 1)]  # the last may be there several times
+            given = onnx.TensorProto.DataType.Name(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)).lower()
+            if f"tensor({given})" not in formal.types or types.setdefault(formal.type_str, given) != given:
+                raise ValueError(f"expected an input {formal.name} of another dtype, got {value.dtype}")
+
+
 def _view(attributes: dict[str, Any], *inputs: Any) -> int:
     return 0
 
 
 def _copied(attributes: dict[str, Any], *inputs: Any) -> int:
     return sum(value.nbytes for value in inputs)
-
-
-def _joined(attributes: dict[str, Any], *inputs: Any) -> int:
-    if len({value.dtype for value in inputs}) > 1:
-        raise ValueError(f"expected inputs of one dtype, got {[value.dtype.name for value in inputs]}")
-    return _copied(attributes, *inputs)
 
 
 def _sliced(attributes: dict[str, Any], value: Any, *limits: Any) -> int:
@@ -202,7 +213,6 @@ def _sliced(attributes: dict[str, Any], value: Any, *limits: Any) -> int:
 
 
 def _broadcast(attributes: dict[str, Any], *inputs: Any) -> int:
-    _joined(attributes, *inputs)
     return math.prod(np.broadcast_shapes(*(value.shape for value in inputs))) * inputs[0].itemsize
 
 
@@ -228,7 +238,7 @@ def _cast(attributes: dict[str, Any], value: Any) -> int:
 _RESULT_BYTES: dict[str, Callable[..., int]] = {
     "Add": _broadcast,
     "Cast": _cast,
-    "Concat": _joined,
+    "Concat": _copied,
     "Constant": _view,
     "ConstantOfShape": _filled,
     "Div": _broadcast,

@@ -1,7 +1,9 @@
 """Reading an ONNX graph: constants, producers of tensors, and how one GRU node's outputs reach the next."""
 
 import collections
+import contextlib
 import graphlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +18,9 @@ from gru_jax.convert.onnx_constants import Constants, fixed_sizes, label, operat
 
 MAX_NODES = 1_000_000
 """The nodes that a graph may have when its functions are inlined: calls of calls would be without a bound."""
+
+_READ_UP_TO = 2**10
+"""Bytes of a constant that may be a shape."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """The dtypes of ONNX' GRU."""
@@ -49,7 +54,7 @@ class Graph:
         graph = proto.graph
         self._onnx = onnx
         self._proto = proto
-        self._shapes: dict[str, list[int | None] | None] | None = None
+        self._declared: dict[str, Any] | None = None
         self.nodes = list(graph.node)
         self._producers = made = _producers(graph)
         places = range(len(self.nodes))
@@ -82,15 +87,38 @@ class Graph:
             pending += self.nodes[place].input
         return False
 
-    def shape(self, name: str) -> list[int | None]:
-        """The sizes of a tensor that is no constant, as the graph fixes them, with None for others; [] if unknown."""
-        if self._shapes is None:
-            try:
-                graph = library("onnx.shape_inference").infer_shapes(self._proto, strict_mode=True).graph
-                self._shapes = {given.name: fixed_sizes(given) for given in (*graph.value_info, *graph.output)}
-            except Exception:  # of any kind: sizes that contradict each other, or a file too large for it
-                self._shapes = {}
-        return self._shapes.get(name) or []
+    def shape(self, name: str) -> list[int | None] | None:
+        """The sizes of a tensor that is no constant, as the graph fixes them, None for others; None if unknown."""
+        given = self._types().get(name)
+        return None if given is None else fixed_sizes(given)
+
+    def dtype(self, name: str) -> np.dtype | None:
+        """The dtype of a tensor that is no constant; None if unknown."""
+        given = self._types().get(name)
+        kind = 0 if given is None else given.type.tensor_type.elem_type
+        known = self._onnx.TensorProto.DataType.values()[1:]
+        return self._onnx.helper.tensor_dtype_to_np_dtype(kind) if kind in known else None
+
+    def _types(self) -> dict[str, Any]:
+        """What the graph says of its inputs by name, and what follows from that for other tensors."""
+        if self._declared is None:
+            model = self._onnx.ModelProto(ir_version=self._proto.ir_version, opset_import=self._proto.opset_import)
+            # On a Slice of an axis of negative size the library (1.23) ends the process.
+            is_safe = (all(inner.op_type != "Slice" for inner in _nested([node])) for node in self.nodes)
+            model.graph.node.extend(itertools.compress(self.nodes, is_safe))
+            model.graph.input.extend(self._proto.graph.input)
+            for size in (size for given in model.graph.input for size in given.type.tensor_type.shape.dim):
+                if size.dim_value < 0:
+                    size.ClearField("dim_value")
+            for tensor in self._proto.graph.initializer:
+                # Numbers of weights do not matter, and are many.
+                bare = self._onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+                model.graph.initializer.append(tensor if tensor.ByteSize() < _READ_UP_TO else bare)
+            known = list(model.graph.input)
+            with contextlib.suppress(Exception):  # of any kind: the library trusts what it reads
+                known += library("onnx.shape_inference").infer_shapes(model).graph.value_info
+            self._declared = {given.name: given for given in known}
+        return self._declared
 
     def path(self, start: Sequence[str], end: str) -> list[Any] | None:
         """The nodes through which one of the tensors `start` reaches `end`, in this order; None if it does not.
@@ -206,7 +234,7 @@ def _reshaped(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, i
     Its shape is looked at for several sizes of time and batch: those that the graph fixes, and any for the others.
     """
     allowzero = graph.attributes(node).get("allowzero", 0)
-    fixed = dict(zip(axes, graph.shape(node.input[0]), strict=False))
+    fixed = dict(zip(axes, graph.shape(node.input[0]) or [], strict=False))
     kept = [axes]
     if sizes[DIRECTION] == 1:
         kept.append(tuple(axis for axis in axes if axis != DIRECTION))

@@ -1,5 +1,6 @@
 """A model from the GRU nodes of an ONNX graph."""
 
+import collections
 import itertools
 import os
 from collections.abc import Sequence
@@ -136,7 +137,8 @@ def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[La
             hint = f"; {foreign.another_cell(_BLOCKS[operator(other)], label(other))}"
         raise ValueError(f"source must have a GRU node in its main graph, got nodes of the kinds {kinds}{hint}")
     chosen = found
-    by_name = {node.name or node.output[0]: node for node in found}
+    names_of = collections.Counter(node.name for node in found)
+    by_name = {node.name if node.name and names_of[node.name] == 1 else node.output[0]: node for node in found}
     if names is not None:
         by_output = {node.output[0]: node for node in found} | by_name
         unknown = [name for name in names if name not in by_output]
@@ -146,6 +148,9 @@ def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[La
     layers = [_read(graph, node) for node in chosen]
     for below, above in itertools.pairwise(layers):
         _check_link(graph, below, above, list(by_name))
+    node, params = layers[0].node, layers[0].params[0]
+    sizes = [None, None, params.in_features]
+    _check_type(graph, f"{label(node)} must have X", node.input[0], params.kernel.dtype, sizes)
     return layers
 
 
@@ -158,44 +163,62 @@ def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
         if key == "clip" or value:
             raise ValueError(f"{name} has {key}={value}, which a model cannot hold: expected no such attribute")
     direction, layout = given.pop("direction", "forward"), given.pop("layout", 0)
-    reset_after = given.pop("linear_before_reset", 0) != 0
+    reset_after = given.pop("linear_before_reset", 0)
     hidden_size, functions = given.pop("hidden_size", None), given.pop("activations", None)
     if given:
         raise ValueError(f"{name} has attributes that are not known: {given}")
     if direction not in _DIRECTIONS:
         raise ValueError(f"{name} must have direction in {list(_DIRECTIONS)}, got {direction!r}")
-    if layout not in (0, 1):
-        raise ValueError(f"{name} must have layout 0 or 1, got {layout!r}")
-    cell = GRU(reset_after, *_activations(name, functions, _DIRECTIONS[direction]))
+    for option, choice in (("layout", layout), ("linear_before_reset", reset_after)):
+        if choice not in (0, 1):
+            raise ValueError(f"{name} must have {option} 0 or 1, got {choice!r}")
+    cell = GRU(reset_after == 1, *_activations(name, functions, _DIRECTIONS[direction]))
     inputs = dict(zip(("X", "W", "R", "B", "sequence_lens", "initial_h"), node.input, strict=False))
     if graph.constant(inputs["X"]) is not None:
         raise ValueError(f"{name} must take an X that is fed or computed, got a constant, {inputs['X']!r}")
-    params = _weights(graph, name, inputs, reset_after, _DIRECTIONS[direction], hidden_size)
+    params = _weights(graph, name, inputs, cell.reset_after, _DIRECTIONS[direction], hidden_size)
+    _check_fed(graph, name, inputs, layout, params)
     lengths, initial_h = inputs.get("sequence_lens", ""), graph.constant(inputs.get("initial_h", ""))
-    if lengths and graph.constant(lengths) is not None:
+    if initial_h is not None and layout == 1:
+        initial_h = np.swapaxes(initial_h, 0, 1)
+    return Layer(node, cell, direction, layout, params, lengths, initial_h)
+
+
+def _check_fed(
+    graph: onnx_graph.Graph, name: str, inputs: dict[str, str], layout: int, params: Sequence[Params]
+) -> None:
+    """Refuses sequence_lens and initial_h that a model cannot take, or that are none."""
+    lengths, start = inputs.get("sequence_lens", ""), inputs.get("initial_h", "")
+    if (value := graph.constant(lengths)) is not None:
         raise ValueError(
-            f"{name} has constant sequence_lens, {graph.constant(lengths)}, and a model holds none: expected a tensor "
-            "that is fed or computed"
+            f"{name} has constant sequence_lens, {value}, and a model holds none: expected a tensor that is fed or "
+            "computed"
         )
-    for kind in ("sequence_lens", "initial_h"):
-        if graph.is_made_of(inputs.get(kind, ""), "GRU"):
+    for kind, given in (("sequence_lens", lengths), ("initial_h", start)):
+        if graph.is_made_of(given, "GRU"):
             raise ValueError(
                 f"{name} takes {kind} from a GRU, and a model holds no such link: expected a tensor that is fed, or "
-                f"computed without one, got {inputs[kind]!r}"
+                f"computed without one, got {given!r}"
             )
-    if initial_h is not None:
-        if initial_h.dtype != params[0].kernel.dtype:
-            raise ValueError(
-                f"{name} must have initial_h of the dtype of W, {params[0].kernel.dtype}, got {initial_h.dtype}"
-            )
-        initial_h = np.swapaxes(initial_h, 0, 1) if layout == 1 and initial_h.ndim == 3 else initial_h
-        expected = (len(params), *initial_h.shape[1:2], params[0].features)
-        if initial_h.shape != expected:
-            raise ValueError(
-                f"{name} must have initial_h of {expected[0]} directions and {expected[-1]} features, "
-                f"got shape {initial_h.shape}"
-            )
-    return Layer(node, cell, direction, layout, params, lengths, initial_h)
+    of_x = graph.shape(inputs["X"]) or []
+    batch = of_x[1 - layout] if len(of_x) == 3 else None
+    outer = [len(params), batch] if layout == 0 else [batch, len(params)]
+    _check_type(graph, f"{name} must have sequence_lens", lengths, np.dtype(np.int32), [batch])
+    _check_type(graph, f"{name} must have initial_h", start, params[0].kernel.dtype, [*outer, params[0].features])
+
+
+def _check_type(graph: onnx_graph.Graph, what: str, given: str, dtype: np.dtype, sizes: Sequence[int | None]) -> None:
+    """Refuses a tensor that has another dtype, or other sizes, of which None may be any but 0, as far as is known."""
+    value = graph.constant(given)
+    its_dtype, its_sizes = graph.dtype(given), graph.shape(given)
+    if value is not None:
+        its_dtype, its_sizes = value.dtype, list(value.shape)
+    if its_dtype not in (None, dtype):
+        raise ValueError(f"{what} of dtype {dtype}, got {its_dtype}")
+    if its_sizes is not None:
+        pairs = zip(its_sizes, sizes, strict=False)
+        if len(its_sizes) != len(sizes) or not all(0 not in p and (None in p or p[0] == p[1]) for p in pairs):
+            raise ValueError(f"{what} of shape {sizes}, None for any size, got {its_sizes}")
 
 
 def _text(value: Any) -> Any:
