@@ -41,6 +41,10 @@ FEW_USES = 4
 step of one sequence within a `lax.scan` of 128 calls, D = H = 32, 128, 256: 0.51, 0.74, 0.48 times as fast as Flax'
 cell by the kernel, 1.18, 1.04, 0.96 by XLA; of four sequences 1.13, 1.12, 0.89 and 1.13, 1.04, 1.06 (one run, 2 cores,
 AVX2)."""
+ONE_STEP = 1 << 20
+"""So is a single step with more weights than this, for however many sequences: they leave the caches. Within a scan of
+128 calls, D = H = 512 and 4, 16, 64, 256 sequences: 0.63, 0.61, 0.92, 0.98 times as fast as Flax' cell by the kernel,
+1.09, 1.04, 1.01, 1.04 by XLA (medians of three processes, 2 cores, AVX2)."""
 KEPT_FROM = 1 << 16
 """Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README)."""
 KEPT_UP_TO = 1 << 21
@@ -88,8 +92,9 @@ def _is_short(primitive: str, named: dict[str, Any]) -> bool:
     lead, weights = o.lead(), o.weight_count()
     if math.prod(lead[: o.groups]) > 1:
         return False  # XLA has no fast product of several matrices
-    uses = o.xs.shape[0] * math.prod(lead[o.groups :])
-    if primitive == "gru_states" and uses < FEW_USES:
+    steps = o.xs.shape[0]
+    uses = steps * math.prod(lead[o.groups :])
+    if primitive == "gru_states" and (uses < FEW_USES or (steps == 1 and weights > ONE_STEP)):
         return True
     return weights > max(SMALL, PER_USE[primitive] * uses)
 

@@ -129,6 +129,8 @@ def test_a_module_as_a_keyword():
         (5, 1, 512, False, False),
         (40, 1, 512, True, True),
         (5, 8, 512, True, True),
+        (1, 64, 640, False, True),
+        (2, 64, 640, True, True),
     ],
 )
 def test_few_uses_of_many_weights_are_left_to_xla(steps, batch, features, states, pull):
