@@ -35,6 +35,7 @@ def rows(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
 
 
+@pytest.mark.long
 def test_all_peers(tmp_path, capsys):
     """Whatever is installed runs and agrees; the rest is named; text and JSON say the same."""
     assert cli.main(["bench", *TINY, "--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]) == 0

@@ -77,8 +77,14 @@ def by_episode(one, x, resets, initial, start):
     return jnp.stack(carry), x
 
 
-@each_api
-@each_stack
+@pytest.mark.parametrize(
+    ("api", "options"),
+    [
+        pytest.param(api, options, id=f"{api}-{name}", marks=pytest.mark.long if name == "both ways" else ())
+        for api in ("nnx", "linen")
+        for name, options in STACKS.items()
+    ],
+)
 def test_an_episode_begins_with_reset_state(api, options):
     """In the middle of a call that goes on from a carry; backwards reset_state follows its last step."""
     one = made(options)

@@ -18,7 +18,6 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from jax.experimental import checkify, sparse
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
 import gru_jax
@@ -35,23 +34,6 @@ def float32(float64):
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_once(tmp_path_factory):
-    """Most switches change no program: it is compiled once for all of them."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for each in (settings, before):
-        compilation_cache.reset_cache()
-        for name, value in each.items():
-            jax.config.update(name, value)
-        if each is settings:
-            yield
 
 
 # --- What is run ------------------------------------------------------------------------------------------------------
