@@ -4,7 +4,6 @@ Most of a test's time is the compiler's: it makes its full effort for the recurr
 """
 
 import gc
-import os
 
 import jax
 import pytest
@@ -57,14 +56,12 @@ def effort(request):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def compiled(tmp_path_factory):
-    """What one test module has compiled, another loads, in whichever process it runs: draws of weights, most often."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+def compiled(request):
+    """What one test module has compiled, another loads, in whichever process, and the next time: draws, most often."""
+    if (cache := getattr(request.config, "cache", None)) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True, scope="module")
