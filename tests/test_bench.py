@@ -66,6 +66,7 @@ def test_all_peers(tmp_path, capsys):
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_training_steps(tmp_path, capsys, monkeypatch):
     """Both models have the same loss, so they are the same model."""
     monkeypatch.setattr(settings, "QUICK_SHAPES", (Shape(2, 1, 2, 2),))
@@ -103,6 +104,7 @@ def test_rollout(capsys, monkeypatch):
     assert all(cell.endswith(" DISAGREES") for cell in row[2:])
 
 
+@pytest.mark.long
 def test_sweep(tmp_path, capsys, monkeypatch):
     shapes = {"T": (Shape(2, 1, 2, 2), Shape(3, 1, 2, 2)), "B": (Shape(2, 3, 2, 2),), "H": (Shape(2, 1, 2, 3),)}
     monkeypatch.setattr(growth, "SWEEPS", shapes)

@@ -80,7 +80,12 @@ def by_episode(one, x, resets, initial, start):
 @pytest.mark.parametrize(
     ("api", "options"),
     [
-        pytest.param(api, options, id=f"{api}-{name}", marks=pytest.mark.long if name == "both ways" else ())
+        pytest.param(
+            api,
+            options,
+            id=f"{api}-{name}",
+            marks=() if name == {"nnx": "two", "linen": "one"}[api] else pytest.mark.long,
+        )
         for api in ("nnx", "linen")
         for name, options in STACKS.items()
     ],

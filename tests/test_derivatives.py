@@ -82,8 +82,8 @@ TABLE = sorted(
 def short(cell, operator, options, kept):
     """Whether a row is of the short tests: of two that differ by the cell alone, one is, except of all options."""
     if operator in ("value_and_grad", "forward_over_reverse"):
-        return options in ("plain", "all") or (cell == "cudnn") == (operator == "forward_over_reverse")
-    return (cell == "cudnn") == (options == "all") and (operator, options) != ("third_order", "plain")
+        return options == "all" or (cell == "cudnn") == (operator == "forward_over_reverse")
+    return (cell == "cudnn") == (options == "all") and operator != "third_order"
 
 
 @functools.cache
@@ -109,8 +109,7 @@ def test_derivative_is_that_of_the_scan(cell, operator, options, kept, keep):
     [
         ("cudnn", jax.jacrev),
         ("cho2014", jax.jacfwd),
-        ("cho2014", jax.hessian),
-        pytest.param("cudnn", jax.hessian, marks=pytest.mark.long),
+        *(pytest.param(cell, jax.hessian, marks=pytest.mark.long) for cell in RESETS),
     ],
     ids=lambda x: getattr(x, "__name__", x),
 )
@@ -164,7 +163,8 @@ def test_one_argument_at_a_time(cell, wrt):
     chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("cell", ["cudnn", pytest.param("cho2014", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("cell", RESETS)
 def test_on_a_single_device(cell, monkeypatch):
     """There, time and batch are merged; the other tests have several devices."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)

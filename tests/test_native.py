@@ -102,7 +102,7 @@ def value_and_gradient(cell, reverse):
 
 
 @native
-@pytest.mark.parametrize("seed", rows(*range(12), long=range(12, 24)))
+@pytest.mark.parametrize("seed", rows(*range(8), long=range(8, 24)))
 def test_random_sizes_and_options(seed, keep):
     """Preactivations are kept for the gradient by every other one."""
     keep(seed % 2)
@@ -111,12 +111,20 @@ def test_random_sizes_and_options(seed, keep):
 
 
 @native
-@pytest.mark.parametrize("sizes", [(5, 3, 300, 200), (3, 100, 4, 300), (700, 1, 20, 100)], ids=str)
-@each_cell
+@pytest.mark.parametrize(
+    ("cell", "sizes"),
+    rows(
+        ("after", (5, 3, 300, 200)),
+        ("before", (3, 100, 4, 300)),
+        ("after", (700, 1, 20, 100)),
+        long=[("before", (5, 3, 300, 200)), ("after", (3, 100, 4, 300)), ("before", (700, 1, 20, 100))],
+    ),
+    ids=str,
+)
 def test_particular_sizes(cell, sizes):
     """Weights larger than a cache; a row of several tiles, and so many steps that a thread without rows helps."""
     steps, batch, in_features, features = sizes
-    params = cell.init(jax.random.key(0), in_features, features)
+    params = (cell := CELLS[cell]).init(jax.random.key(0), in_features, features)
     xs = jax.random.normal(jax.random.key(1), (steps, batch, in_features), jnp.float32)
 
     def function(method):
@@ -265,7 +273,7 @@ def test_every_instruction_set(isa):
     tests += [f"{__file__}::{test.__name__}" for test in (test_particular_sizes, test_few_uses_of_the_weights)]
     done = in_another_process(isa, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "16 passed" in done.stdout
+    assert "13 passed" in done.stdout
 
 
 @native

@@ -105,6 +105,7 @@ def test_evaluations_see_other_data_at_every_draw_and_step():
     assert len(set(losses)) == 4
 
 
+@pytest.mark.long
 def test_more_devices_train_the_same():
     """Eight share out a batch; losses and weights are those of one, to rounding."""
     settings = dataclasses.replace(BASE, seeds=2)
