@@ -189,6 +189,7 @@ def count(folder):
 
 def check_left(process, folder, number):
     """That a signal has ended the process, said how to go on, and all that was recorded is saved."""
+    wait_for(process, lambda: waits_for_signals(process))
     process.send_signal(number)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
@@ -241,7 +242,6 @@ def test_thirty_interrupts(tmp_path):
         moments = np.random.default_rng(seed).uniform(0, 1.5 * first, size=15).tolist()
         for moment in moments:
             process, began = start(stopped[seed], *options), time.perf_counter()
-            wait_for(process, lambda process=process: waits_for_signals(process))
             time.sleep(max(0, moment - (time.perf_counter() - began)))
             if moment is moments[-1]:
                 wait_for(process, lambda: count(stopped[seed]))
