@@ -44,7 +44,8 @@ AVX2)."""
 ONE_STEP = 1 << 20
 """So is a single step with more weights than this, for however many sequences: they leave the caches. Within a scan of
 128 calls, D = H = 512 and 4, 16, 64, 256 sequences: 0.63, 0.61, 0.92, 0.98 times as fast as Flax' cell by the kernel,
-1.09, 1.04, 1.01, 1.04 by XLA (medians of three processes, 2 cores, AVX2)."""
+1.09, 1.04, 1.01, 1.04 by XLA (`python -m experiments bench --rollout --rounds 5 --sample-ms 10`, first table, medians
+of three processes, 2 cores, AVX2)."""
 KEPT_FROM = 1 << 16
 """Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README)."""
 KEPT_UP_TO = 1 << 21

@@ -21,6 +21,7 @@ from tests.models import inputs, model
 BATCH, TIME, IN_FEATURES, FEATURES = 3, 6, 2, 4
 RESETS = np.array([[0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 1]], bool)
 STACKS = {"one": {}, "two": {"num_layers": 2}, "both ways": {"num_layers": 2, "bidirectional": True}}
+SHORT = ("nnx", "two"), ("linen", "one")
 NORMAL = jax.nn.initializers.normal(1.0)
 
 each_api = pytest.mark.parametrize("api", ["nnx", "linen"])
@@ -80,12 +81,7 @@ def by_episode(one, x, resets, initial, start):
 @pytest.mark.parametrize(
     ("api", "options"),
     [
-        pytest.param(
-            api,
-            options,
-            id=f"{api}-{name}",
-            marks=() if name == {"nnx": "two", "linen": "one"}[api] else pytest.mark.long,
-        )
+        pytest.param(api, options, id=f"{api}-{name}", marks=() if (api, name) in SHORT else pytest.mark.long)
         for api in ("nnx", "linen")
         for name, options in STACKS.items()
     ],

@@ -243,7 +243,7 @@ def test_thirty_interrupts(tmp_path):
         for moment in moments:
             process, began = start(stopped[seed], *options), time.perf_counter()
             time.sleep(max(0, moment - (time.perf_counter() - began)))
-            if moment is moments[-1]:
+            if moment is moments[-1]:  # by then, at the latest, something is recorded
                 wait_for(process, lambda: count(stopped[seed]))
             check_left(process, stopped[seed], signal.SIGINT)
 

@@ -124,7 +124,8 @@ def test_random_sizes_and_options(seed, keep):
 def test_particular_sizes(cell, sizes):
     """Weights larger than a cache; a row of several tiles, and so many steps that a thread without rows helps."""
     steps, batch, in_features, features = sizes
-    params = (cell := CELLS[cell]).init(jax.random.key(0), in_features, features)
+    cell = CELLS[cell]
+    params = cell.init(jax.random.key(0), in_features, features)
     xs = jax.random.normal(jax.random.key(1), (steps, batch, in_features), jnp.float32)
 
     def function(method):

@@ -346,6 +346,17 @@ def test_only_answers_count(name):
     assert (solved[name], failed[name]) == (1, 0)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", LENGTH)
+def test_vmap_over_keys_is_separate_draws(name):
+    task = tasks.get(name)
+    keys = jnp.stack([jax.random.key(5), KEY])
+    together = jax.jit(jax.vmap(lambda key: task.sample(key, BATCH, LENGTH[name])))(keys)
+    for alone, both in zip(drawn(name), together, strict=True):
+        np.testing.assert_array_equal(both[1], alone)
+    assert not np.array_equal(together.inputs[0], together.inputs[1])
+
+
 def test_digits_split():
     sklearn = pytest.importorskip("sklearn.datasets")
     (train, train_classes), (test, test_classes) = digits.split()

@@ -104,9 +104,8 @@ def rollout_table(results: Sequence[Sequence[Rollout]]) -> str:
     names = [row.name for row in results[0]]
     rows = []
     for size in results:
-        by_name = {row.name: row for row in size}
-        reference = by_name[peers.REFERENCE].timing.median
-        times = [f"{one.speedup:.2f}" + ("" if one.agrees else " DISAGREES") for one in by_name.values()]
+        reference = size[names.index(peers.REFERENCE)].timing.median
+        times = [f"{one.speedup:.2f}" + ("" if one.agrees else " DISAGREES") for one in size]
         rows.append([f"{first.shape.T},{size[0].shape.B},{size[0].shape.H}", f"{1e6 * reference:.2f}", *times])
     title = f"### Rollout: T = {first.shape.T}, {within}, times as fast as the cell of {peers.REFERENCE}"
     return f"{title}\n\n" + _table(["T,B,H", f"{peers.REFERENCE}, µs a call", *names], rows)

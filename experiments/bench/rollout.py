@@ -88,17 +88,14 @@ def run(
 def _programs(shape: Shape, calls: int) -> dict[str, Callable[[], jax.Array]]:
     problem = peers.make_problem(shape)
     xs = jax.random.normal(jax.random.key(1), (calls, *problem.xs.shape), problem.xs.dtype)
+    ours = {f"gru_jax-{method}": _unrolled(method) for method in METHODS}
+    _, missing = measure.present(["gru_jax-native"])
     programs: dict[str, tuple[Call, Any]] = {
-        f"gru_jax-{name}": (_unrolled(name), problem.weights) for name in METHODS if name not in _missing()
+        name: (call, problem.weights) for name, call in ours.items() if name not in missing
     }
     programs["gru_jax-step"] = (_over_time(gru_jax.CUDNN.step), problem.weights)
     programs[peers.REFERENCE] = programs[AGAIN] = _flax(problem)
     return {name: _program(call, params, xs) for name, (call, params) in programs.items()}
-
-
-def _missing() -> list[str]:
-    _, skipped = measure.present(["gru_jax-native"])
-    return [name.removeprefix("gru_jax-") for name in skipped]
 
 
 def _program(call: Call, params: Any, xs: jax.Array) -> Callable[[], jax.Array]:

@@ -169,8 +169,9 @@ class GRUCell(nnx.RNNCellBase):
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
         carry, inputs = arguments.step(carry, inputs, self.in_features, self.hidden_features)
-        self.equations.check(self.params)
-        kernel, recurrent_kernel, bias, recurrent_bias = self.params
+        params = self.params
+        self.equations.check(params)
+        kernel, recurrent_kernel, bias, recurrent_bias = params
         # Three at a time, for that is what a user's own promote_dtype expects of an nnx.Linear. The carry is left out:
         # it stays float32 in half precision.
         x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
