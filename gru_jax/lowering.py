@@ -36,6 +36,10 @@ SMALL, PER_USE = 1 << 18, {"gru_states": 50_000, "gru_pull": 30_000}
 """A recurrence is left to XLA if W and U hold more numbers than the first, and more than the second for each step and
 sequence that uses them: the kernels begin with a copy of the weights in an order of their own, and their gradient ends
 with a sum of the parts' (measured: README)."""
+PER_USE_OF_ONE = 20_000
+"""The second for the states of a single sequence, whose steps are too short for the kernels' two threads to share well:
+D = H = 256, T = 16 and 32: 0.8, 1.2 times as fast as XLA; 512, T = 32 and 64: 0.4, 1.2. Of two sequences 1.3 and more
+from 50,000 on (one run, 2 cores, AVX2)."""
 FEW_USES = 4
 """So are the states of fewer steps and sequences than this: a call of a kernel then takes longer than all else. One
 step of one sequence within a `lax.scan` of 128 calls, D = H = 32, 128, 256: 0.51, 0.74, 0.48 times as fast as Flax'
@@ -93,11 +97,13 @@ def _is_short(primitive: str, named: dict[str, Any]) -> bool:
     lead, weights = o.lead(), o.weight_count()
     if math.prod(lead[: o.groups]) > 1:
         return False  # XLA has no fast product of several matrices
-    steps = o.xs.shape[0]
-    uses = steps * math.prod(lead[o.groups :])
-    if primitive == "gru_states" and (uses < FEW_USES or (steps == 1 and weights > ONE_STEP)):
-        return True
-    return weights > max(SMALL, PER_USE[primitive] * uses)
+    steps, sequences = o.xs.shape[0], math.prod(lead[o.groups :])
+    uses, per_use = steps * sequences, PER_USE[primitive]
+    if primitive == "gru_states":
+        if uses < FEW_USES or (steps == 1 and weights > ONE_STEP):
+            return True
+        per_use = PER_USE_OF_ONE if sequences == 1 else per_use
+    return weights > max(SMALL, per_use * uses)
 
 
 def keeps(named: dict[str, Any], params: dict[str, Any]) -> bool:

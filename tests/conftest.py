@@ -60,7 +60,7 @@ def compiled(request):
     """What one test module has compiled, another loads, in whichever process, and the next time: draws, most often."""
     if (cache := getattr(request.config, "cache", None)) is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("compiled")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

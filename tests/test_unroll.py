@@ -9,6 +9,7 @@ from absl.testing import parameterized
 
 import gru_jax
 from gru_jax import gates, lowering
+from gru_jax.cells import affine
 from tests import oracle
 from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, native_is_installed, problem, unroll
 
@@ -66,10 +67,14 @@ def test_methods_agree_with_the_numpy_loop(cell, options, dtype):
             np.testing.assert_allclose(np.asarray(actual, np.float64), desired, atol=TOLERANCE[dtype], rtol=0)
 
 
-@pytest.mark.parametrize(("cell", "options"), [("cudnn", "plain"), ("cho2014", "all"), ("goodfellow", "all")])
-def test_inputs_are_projected_within_the_loop_if_they_are_many(cell, options, monkeypatch):
-    """On a CPU, where no gradient is taken; and of an ensemble of weights, too."""
+@pytest.mark.parametrize(
+    ("cell", "options", "few", "products"),
+    [("cudnn", "plain", STEPS * BATCH, 1), ("cho2014", "all", STEPS * BATCH - 1, 3), ("goodfellow", "all", 0, 3)],
+)
+def test_inputs_are_projected_within_the_loop_if_they_are_many(cell, options, few, products, monkeypatch):
+    """On a CPU, where no gradient is taken; and of an ensemble of weights, too. Few rows are projected at once."""
     monkeypatch.setattr(lowering, "HOISTED", 0)
+    monkeypatch.setattr(affine, "FEW_ROWS", few)
     cell = CELLS[cell]
     p = problem(cell, OPTIONS[options])
 
@@ -81,7 +86,7 @@ def test_inputs_are_projected_within_the_loop_if_they_are_many(cell, options, mo
         return before.count("dot_general")
 
     assert products_before_the_loop(fused) == 0
-    assert products_before_the_loop(jax.value_and_grad(lambda *args: fused(*args).sum())) == 3
+    assert products_before_the_loop(jax.value_and_grad(lambda *args: fused(*args).sum())) == products
     desired = expected(cell, p, p.options)[1]
     np.testing.assert_allclose(jax.jit(fused)(*p[:4]), desired, atol=1e-12, rtol=0)
     weights = jax.tree.map(lambda x: jnp.stack([2 * x, x]), p.params)

@@ -105,7 +105,7 @@ def _program(call: Call, params: Any, xs: jax.Array) -> Callable[[], jax.Array]:
             return call(params, h_0, xs[0])[1]
         return jax.lax.scan(lambda h, xs: call(params, h, xs), h_0, xs)[1]
 
-    h_0 = jnp.zeros(xs.shape[2:], xs.dtype)
+    params, h_0 = jax.device_put((params, np.zeros(xs.shape[2:], xs.dtype)))  # not copied at every call
     compiled = run.lower(params, h_0, xs).compile()
     return lambda: jax.block_until_ready(compiled(params, h_0, xs))
 
