@@ -112,10 +112,9 @@ def _tangents(step: Step, reverse: bool, primals: Any, hs: State, saved: Any, ta
     nothing = [None] * len(weights)
     if FORM["form"] == "parallel":
         saved = at_all_steps(lambda i, s: staged.advance(weights, i, s).products)(inputs, before)
-    terms: list[Any] = [None] * len(staged.products)
-    if d_weights is not nothing:
-        factors = at_all_steps(lambda i, s, v: staged.advance(weights, i, s, saved=v).factors)(inputs, before, saved)
-        terms = at_all_steps(lambda f: staged.terms(f, d_weights))(factors)
+    factors = at_all_steps(lambda i, s, v: staged.advance(weights, i, s, saved=v).factors)(inputs, before, saved)
+    terms = at_all_steps(lambda f, d: staged.terms(f, d_weights, d))(factors, d_inputs)
+    d_inputs = [None if added else d for d, added in zip(d_inputs, staged.are_addends, strict=True)]
     d_others = [d if beside else None for d, beside in zip(d_weights, staged.beside_products, strict=True)]
 
     def body(y_tm1: State, now: Any) -> tuple[State, State]:

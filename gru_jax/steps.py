@@ -34,15 +34,19 @@ class Advanced(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A product within a step of what depends on the state with what depends on parameters alone.
+    """A product within a step of what depends on the state with what depends on parameters alone, and what is added.
 
     Attributes:
       equation: a `dot_general`.
       place: of the factor that depends on the state, 0 or 1.
+      result: the variable that holds the product, or the sum.
+      addend: the variable of the inputs that is added to the product and used nowhere else; None if there is none.
     """
 
     equation: Any
     place: int
+    result: Any
+    addend: Any = None
 
     @property
     def factor(self) -> Any:
@@ -54,22 +58,28 @@ class Product(NamedTuple):
         """The variable that does not."""
         return self.equation.invars[1 - self.place]
 
-    def of(self, factor: jax.Array, matrix: jax.Array) -> jax.Array:
-        """Its value."""
+    def times(self, factor: jax.Array, matrix: jax.Array) -> jax.Array:
+        """The product alone."""
         return bind(self.equation, [factor, matrix] if self.place == 0 else [matrix, factor])[0]
 
-    def saved(self, value: jax.Array, factor: jax.Array, matrix: jax.Array) -> jax.Array:
-        """Its value if it is known, with the derivatives of a product."""
+    def of(self, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None) -> jax.Array:
+        """The product, or the sum."""
+        value = self.times(factor, matrix)
+        return value if addend is None else value + addend
+
+    def saved(self, value: jax.Array, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None) -> jax.Array:
+        """Its value if it is known, with the derivatives that it has."""
 
         @jax.custom_jvp
-        def known(value: jax.Array, factor: jax.Array, matrix: jax.Array) -> jax.Array:
+        def known(value: jax.Array, *operands: Any) -> jax.Array:
             return value
 
         def rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-            return known(*primals), jax.jvp(self.of, primals[1:], tangents[1:])[1]
+            return known(*primals), jax.jvp(lambda *given: self.of(*given, *rest), primals[1:], tangents[1:])[1]
 
+        rest = [None] if addend is None else []
         known.defjvp(rule)
-        return known(value, factor, matrix)
+        return known(value, factor, matrix, *([] if addend is None else [addend]))
 
 
 class StagedStep:
@@ -121,29 +131,48 @@ class StagedStep:
         stage_of: dict[Any, int] = dict.fromkeys((*self._known, *self._of_params), PARAMS)
         stage_of |= dict.fromkeys(self._of_x, INPUTS) | dict.fromkeys(self._of_state, STATE)
         self._stages: tuple[list[Any], ...] = ([], [], [])
-        self.products: list[Product] = []
-        passed: tuple[dict[Any, None], ...] = ({}, {}, {})  # in the order in which they are needed
-        beside_products: set[Any] = set()
-
-        for equation in (*equations, None):
-            read = [v for v in (equation.invars if equation else self._outvars) if not isinstance(v, Literal)]
-            stage = max((stage_of[v] for v in read), default=PARAMS) if equation else STATE
-            for v in read:
-                if stage_of[v] < stage:
-                    passed[stage_of[v]][v] = None
-            if equation is None:
-                beside_products.update(read)
-                break
+        for equation in equations:
+            stage = max((stage_of[v] for v in _variables(equation.invars)), default=PARAMS)
             self._stages[stage].append(equation)
             stage_of |= dict.fromkeys(equation.outvars, stage)
-            stages = [PARAMS if isinstance(v, Literal) else stage_of[v] for v in equation.invars]
-            if equation.primitive.name == "dot_general" and sorted(stages) == [PARAMS, STATE]:
-                self.products.append(Product(equation, stages.index(STATE)))
-            elif stage > PARAMS:
-                beside_products.update(read)
+
+        readers: dict[Any, list[Any]] = {}
+        for equation in self._stages[STATE]:
+            for v in _variables(equation.invars):
+                readers.setdefault(v, []).append(equation)
+        for v in _variables(self._outvars):
+            readers.setdefault(v, []).append(None)
+        self.products = [
+            _with_addend(Product(equation, stages.index(STATE), equation.outvars[0]), readers, stage_of)
+            for equation in self._stages[STATE]
+            if equation.primitive.name == "dot_general"
+            and sorted(stages := [stage_of.get(v, PARAMS) for v in equation.invars]) == [PARAMS, STATE]
+        ]
+        sums = {product.result for product in self.products}
+        self._stages[STATE][:] = [
+            equation
+            for equation in self._stages[STATE]
+            if equation.outvars[0] not in sums or equation.primitive.name == "dot_general"
+        ]
+
+        passed: tuple[dict[Any, None], ...] = ({}, {}, {})  # in the order in which they are needed
+        for stage, v in (
+            *((INPUTS, v) for equation in self._stages[INPUTS] for v in _variables(equation.invars)),
+            *((STATE, v) for equation in self._stages[STATE] for v in _variables(equation.invars)),
+            *((STATE, product.addend) for product in self.products if product.addend is not None),
+            *((STATE, v) for v in _variables(self._outvars)),
+        ):
+            if stage_of[v] < stage:
+                passed[stage_of[v]][v] = None
         self._weights, self._inputs = list(passed[PARAMS]), list(passed[INPUTS])
-        self.beside_products = [v in beside_products for v in self._weights]
+        products = {id(product.equation) for product in self.products}
+        others = [e for e in (*self._stages[INPUTS], *self._stages[STATE]) if id(e) not in products]
+        beside = {v for e in others for v in _variables(e.invars)}.union(_variables(self._outvars))
+        self.beside_products = [v in beside for v in self._weights]
         """Of each of the weights, whether it is used in anything but products with the state."""
+        addends = {product.addend for product in self.products}
+        self.are_addends = [v in addends for v in self._inputs]
+        """Of each of the inputs, whether it is added to a product, and no more."""
 
     def weights(self, params: Any) -> list[jax.Array]:
         """What the other stages need that depends on parameters alone."""
@@ -171,35 +200,41 @@ class StagedStep:
           weights, inputs: of the stages before.
           state: the state before.
           matrices: weights for the products, if these are to be others.
-          saved: the values of the products, if they are known.
-          terms: what is to be added to each product, or None for nothing.
+          saved: the values of the products, what is added to them included, if they are known.
+          terms: what is to be added to each product besides, or None for nothing.
         """
         known = zip(
             (*self._weights, *self._inputs, *self._of_state),
             (*weights, *inputs, *jax.tree.leaves(state)),
             strict=True,
         )
+        known = dict(known)
         in_products = self._known | dict(zip(self._weights, weights if matrices is None else matrices, strict=True))
         products: list[jax.Array] = []
         factors: list[jax.Array] = []
 
         def times(product: Product, factor: jax.Array) -> jax.Array:
             k, matrix = len(products), in_products[product.matrix]
-            value = product.of(factor, matrix) if saved is None else product.saved(saved[k], factor, matrix)
+            addend = None if product.addend is None else known[product.addend]
+            given = factor, matrix, addend
+            value = product.of(*given) if saved is None else product.saved(saved[k], *given)
             products.append(value)
             factors.append(factor)
             return value if terms is None or terms[k] is None else value + terms[k]
 
-        out = self._run(STATE, dict(known), self._outvars, times)
+        out = self._run(STATE, known, self._outvars, times)
         return Advanced(jax.tree.unflatten(self._state_structure, out), products, factors)
 
-    def terms(self, factors: list[jax.Array], d_weights: list[Any]) -> list[Any]:
-        """What tangents of the weights add to the tangent of each product; None where there is no tangent."""
-        tangents = dict(zip(self._weights, d_weights, strict=True))
-        return [
-            None if (d := tangents.get(product.matrix)) is None else product.of(factor, d)
-            for product, factor in zip(self.products, factors, strict=True)
-        ]
+    def terms(self, factors: list[jax.Array], d_weights: list[Any], d_inputs: list[Any]) -> list[Any]:
+        """What tangents of the weights, and of what is added, are in the tangent of each product; None for nothing."""
+        tangents = dict(zip((*self._weights, *self._inputs), (*d_weights, *d_inputs), strict=True))
+        terms = []
+        for product, factor in zip(self.products, factors, strict=True):
+            d_matrix, d_addend = tangents.get(product.matrix), tangents.get(product.addend)
+            parts = [] if d_matrix is None else [product.times(factor, d_matrix)]
+            parts += [] if d_addend is None else [d_addend]
+            terms.append(sum(parts[1:], start=parts[0]) if parts else None)
+        return terms
 
     def _run(
         self,
@@ -212,11 +247,30 @@ class StagedStep:
         products = {id(product.equation): product for product in self.products}
         for equation in self._stages[stage]:
             if times and (product := products.get(id(equation))):
-                outs = [times(product, values[product.factor])]
+                values[product.result] = times(product, values[product.factor])
             else:
                 outs = bind(equation, [_read(values, v) for v in equation.invars])
-            values.update(zip(equation.outvars, outs, strict=True))
+                values.update(zip(equation.outvars, outs, strict=True))
         return [_read(values, v) for v in wanted]
+
+
+def _variables(atoms: Sequence[Any]) -> list[Any]:
+    return [v for v in atoms if not isinstance(v, Literal)]
+
+
+def _with_addend(product: Product, readers: dict[Any, list[Any]], stage_of: dict[Any, int]) -> Product:
+    """The product and what of the inputs is added to it, if the sum is all that either is used for."""
+    reading = readers.get(product.result, [])
+    if len(reading) != 1 or reading[0] is None or reading[0].primitive.name not in ("add", "add_any"):
+        return product
+    (addition,) = reading
+    one, other = addition.invars
+    addend = other if one is product.result else one
+    if isinstance(addend, Literal) or stage_of[addend] != INPUTS or len(readers[addend]) != 1:
+        return product
+    if addend.aval.shape != product.result.aval.shape or addend.aval.dtype != product.result.aval.dtype:
+        return product
+    return product._replace(result=addition.outvars[0], addend=addend)
 
 
 def evaluate(called: Any, leaves: Sequence[Any]) -> list[Any]:
