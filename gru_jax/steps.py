@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Literal, mapped_aval
 
+from gru_jax.cells.affine import merges
+
 State = Any
 Step = Callable[[Any, State, Any], State]
 """(params, state, x) to the next state."""
@@ -61,6 +63,10 @@ class Product(NamedTuple):
     def times(self, factor: jax.Array, matrix: jax.Array) -> jax.Array:
         """The product alone."""
         return bind(self.equation, [factor, matrix] if self.place == 0 else [matrix, factor])[0]
+
+    def at_all_steps(self, factors: jax.Array, matrix: jax.Array) -> jax.Array:
+        """The products of factors that have a time axis in front."""
+        return product_at_all_steps(self.equation, self.place, factors, matrix)
 
     def of(self, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None) -> jax.Array:
         """The product, or the sum."""
@@ -179,10 +185,21 @@ class StagedStep:
         self_params = dict(zip(self._of_params, jax.tree.leaves(params), strict=True))
         return self._run(PARAMS, self_params, self._weights)
 
-    def inputs(self, weights: list[jax.Array], x_t: Any) -> list[jax.Array]:
-        """What the last stage needs that depends on an input, not on the state."""
-        known = zip((*self._weights, *self._of_x), (*weights, *jax.tree.leaves(x_t)), strict=True)
-        return self._run(INPUTS, dict(known), self._inputs)
+    def inputs(self, weights: list[jax.Array], xs: Any) -> list[jax.Array]:
+        """What the last stage needs at all steps that depends on inputs, not on the state."""
+        values: dict[Any, Any] = self._known | dict(zip(self._weights, weights, strict=True))
+        timed = dict(zip(self._of_x, jax.tree.leaves(xs), strict=True))
+        steps = next(iter(timed.values())).shape[0]
+        for equation in self._stages[INPUTS]:
+            axes = [0 if v in timed else None for v in _hashable(equation.invars)]
+            given = [timed[v] if axis == 0 else _read(values, v) for v, axis in zip(equation.invars, axes, strict=True)]
+            if equation.primitive.name == "dot_general" and axes.count(0) == 1:
+                place = axes.index(0)
+                outs = [product_at_all_steps(equation, place, given[place], given[1 - place])]
+            else:
+                outs = jax.vmap(lambda *given, e=equation: bind(e, list(given)), axes, axis_size=steps)(*given)
+            timed.update(zip(equation.outvars, outs, strict=True))
+        return [timed[v] for v in self._inputs]
 
     def advance(
         self,
@@ -226,12 +243,15 @@ class StagedStep:
         return Advanced(jax.tree.unflatten(self._state_structure, out), products, factors)
 
     def terms(self, factors: list[jax.Array], d_weights: list[Any], d_inputs: list[Any]) -> list[Any]:
-        """What tangents of the weights, and of what is added, are in the tangent of each product; None for nothing."""
+        """What tangents of the weights, and of what is added, are in the tangent of each product, at all steps.
+
+        None where they are nothing.
+        """
         tangents = dict(zip((*self._weights, *self._inputs), (*d_weights, *d_inputs), strict=True))
         terms = []
         for product, factor in zip(self.products, factors, strict=True):
             d_matrix, d_addend = tangents.get(product.matrix), tangents.get(product.addend)
-            parts = [] if d_matrix is None else [product.times(factor, d_matrix)]
+            parts = [] if d_matrix is None else [product.at_all_steps(factor, d_matrix)]
             parts += [] if d_addend is None else [d_addend]
             terms.append(sum(parts[1:], start=parts[0]) if parts else None)
         return terms
@@ -252,6 +272,32 @@ class StagedStep:
                 outs = bind(equation, [_read(values, v) for v in equation.invars])
                 values.update(zip(equation.outvars, outs, strict=True))
         return [_read(values, v) for v in wanted]
+
+
+def product_at_all_steps(equation: Any, place: int, factors: jax.Array, matrix: jax.Array) -> jax.Array:
+    """A `dot_general` of one step, of factors that have a time axis in front, its operand `place`.
+
+    Time and batch are one axis where that axis can be none of a mesh: in the gradient of a matrix, XLA on a CPU
+    contracts one axis up to twice as fast as two, which it first copies into another layout.
+    """
+    numbers = equation.params["dimension_numbers"]
+    (contracted, batch), width = (numbers[0][place], numbers[1][place]), factors.ndim - 2
+    if place == 1 or batch or tuple(contracted) != (width,) or not merges():
+        order = (lambda f, m: [f, m]) if place == 0 else (lambda f, m: [m, f])
+        return jax.vmap(lambda factor: bind(equation, order(factor, matrix))[0])(factors)
+    rows = factors.reshape(-1, factors.shape[-1])
+    product = jax.lax.dot_general(
+        rows,
+        matrix,
+        (((1,), numbers[0][1]), ((), ())),
+        precision=equation.params["precision"],
+        preferred_element_type=equation.params["preferred_element_type"],
+    )
+    return product.reshape(*factors.shape[:-1], *product.shape[1:])
+
+
+def _hashable(atoms: Sequence[Any]) -> list[Any]:
+    return [None if isinstance(v, Literal) else v for v in atoms]
 
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, engine, meshes, primitives
+from gru_jax import checks, engine, meshes, policy, primitives
 from gru_jax.cells import GRU, Cell, State, as_given, checked_state
 from gru_jax.recurrence import Operands
 
@@ -99,7 +99,7 @@ def unroll(
     xs, params, (mask, resets), (h_0, start, drop) = meshes.aligned(xs, params, (mask, resets), (h_0, start, drop))
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
-    runs = {"scan": _scan, "parallel": _parallel, "fused": _fused}
+    runs = {"scan": _scan, "parallel": _parallel, "fused": _fused, "auto": _auto}
     run: Any = runs[method] if method == "scan" or not isinstance(cell, GRU) else functools.partial(_gru, method=method)
     h_T, hs = run(cell, params, xs, h_0, drop, mask, resets, None if resets is None else start, reverse)
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
@@ -150,6 +150,10 @@ def _scan(
     return jax.lax.scan(body, h_0, (xs, mask, resets), reverse=reverse)
 
 
+# Compiled, so that eager calls compile it once for every cell.
+_states = jax.jit(engine.states, static_argnums=(0, 1, 2))
+
+
 def _fused(
     cell: Cell,
     params: Any,
@@ -162,8 +166,15 @@ def _fused(
     reverse: bool,
 ) -> tuple[State, jax.Array]:
     """Last state and outputs, by the two recurrences of `gru_jax.engine`."""
-    hs = engine.states(_Step(cell), reverse, (params, start, drop), h_0, (xs, mask, resets))
+    save = policy.saves_products(params, xs.shape[1:-1])
+    hs = _states(_Step(cell), reverse, save, (params, start, drop), h_0, (xs, mask, resets))
     return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], hs), jax.vmap(cell.output)(hs)
+
+
+def _auto(cell: Cell, params: Any, xs: jax.Array, *operands: Any) -> tuple[State, jax.Array]:
+    """Last state and outputs, by whichever is faster."""
+    run = _scan if policy.scans(params, xs.shape[1:-1]) else _fused
+    return run(cell, params, xs, *operands)
 
 
 def _parallel(

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import pytest
 
 import gru_jax
+from gru_jax import policy
 from tests import compared
 from tests.cases import BATCH, IN_FEATURES, ORACLE, STEPS
 from tests.own_cells import OWN
 
 FEATURES = 4
-CELLS = {name: case.cell for name, case in compared.CASES.items()} | OWN | {"gru": gru_jax.CUDNN}
+CELLS = {name: case.cell for name, case in compared.CASES.items()} | OWN
 ALL = ("mask", "lengths", "resets", "reverse")
 
 
@@ -39,11 +40,11 @@ def problem(name, steps=STEPS, batch=BATCH):
     return cell, (params, xs, some(keys[3]), some(keys[4]))
 
 
-def flags(options):
+def flags(options, batch=BATCH):
     every = {
-        "mask": jax.random.bernoulli(jax.random.key(2), 0.7, (STEPS, BATCH)),
-        "lengths": jnp.array([STEPS, 4, 0])[:BATCH],
-        "resets": jax.random.bernoulli(jax.random.key(3), 0.3, (STEPS, BATCH)),
+        "mask": jax.random.bernoulli(jax.random.key(2), 0.7, (STEPS, batch)),
+        "lengths": jnp.array([STEPS, 4, 0])[:batch],
+        "resets": jax.random.bernoulli(jax.random.key(3), 0.3, (STEPS, batch)),
         "reverse": True,
     }
     return {name: every[name] for name in options}
@@ -105,24 +106,35 @@ def both(name, options, derivative, **sizes):
     return run("fused"), run("scan")
 
 
-SHORT = ("lstm", "joined", "clocked")
+@pytest.fixture
+def save(monkeypatch):
+    """A function that says whether gradients save the products of the state with weights."""
+    return lambda saved: monkeypatch.setattr(policy, "saves_products", lambda *args: saved)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "derivative"),
+    ("name", "options", "derivative", "saved"),
     [
-        pytest.param(name, options, derivative, marks=() if name in SHORT and short else pytest.mark.long)
+        pytest.param(name, *row, marks=() if name in short else pytest.mark.long)
         for name in CELLS
-        if name != "gru"
-        for options, derivative, short in (
-            (ALL, forward_over_reverse, True),
-            ((), reverse_over_reverse, False),
-            (ALL, third_order, False),
+        for row, short in (
+            ((ALL, forward_over_reverse, False), ("lstm", "joined", "clocked")),
+            ((ALL, forward_over_reverse, True), ("mgu", "joined")),
+            (((), reverse_over_reverse, True), ()),
+            ((ALL, third_order, False), ()),
         )
     ],
 )
-def test_every_derivative_is_that_of_the_scan(name, options, derivative):
+def test_every_derivative_is_that_of_the_scan(name, options, derivative, saved, save):
+    save(saved)
     got, expected = both(name, flags(options), derivative)
+    chex.assert_trees_all_close(got, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_time_and_batch_are_one_axis_on_a_single_device(monkeypatch):
+    """The other tests have several devices."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    got, expected = both("joined", flags(ALL, 2), forward_over_reverse, batch=2)
     chex.assert_trees_all_close(got, expected, atol=1e-9, rtol=1e-9)
 
 
@@ -164,9 +176,16 @@ def gradient_of_outputs(name, steps, batch):
     return lambda params, xs: gru_jax.unroll(cell, params, xs, method="fused")[1].sum(), (params, xs)
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if name != "gru"])
-def test_a_gradient_keeps_inputs_and_states_alone(name):
+each_cell = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("lstm", "joined", "clocked") else pytest.mark.long) for name in CELLS],
+)
+
+
+@each_cell
+def test_a_gradient_keeps_inputs_and_states_alone(name, save):
     steps, batch = 37, 5
+    save(False)
     f, args = gradient_of_outputs(name, steps, batch)
     states = jax.tree.leaves(CELLS[name].initial_state(args[0], (batch,), jnp.float64))
     expected = sorted([IN_FEATURES, *(leaf.shape[-1] for leaf in states)])
@@ -188,10 +207,11 @@ def jaxprs(jaxpr):
                     todo.append((getattr(inner, "jaxpr", inner), looped or equation.primitive.name == "scan"))
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if name != "gru"])
-def test_gradients_of_weights_are_products_over_all_steps(name):
+@each_cell
+def test_gradients_of_weights_are_products_over_all_steps(name, save):
     """No product within a loop makes a matrix of weights, and no array outside holds one for each step."""
     steps, batch = 37, 5
+    save(False)
     f, args = gradient_of_outputs(name, steps, batch)
     program = jax.make_jaxpr(jax.vmap(jax.grad(f, (0, 1)), in_axes=(None, 0)))(args[0], args[1][None]).jaxpr
     matrices = {leaf.shape for leaf in jax.tree.leaves(args[0]) if leaf.ndim > 1}

@@ -95,7 +95,7 @@ class CellBase:
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods of `gru_jax.unroll`, the first of which is what "auto" stands for."""
-        return ("fused", "scan")
+        return ("auto", "fused", "scan")
 
     @property
     def update_gate(self) -> str:
@@ -248,7 +248,7 @@ class Packed(CellBase, Generic[P]):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return ("scan", "fused")
+        return ("auto", "scan", "fused")
 
     @property
     def fields(self) -> tuple[str, ...]:
