@@ -42,7 +42,7 @@ class Config:
     clip: float = 1.0
     """largest global norm of a gradient; longer ones are scaled down"""
     cell: str = "gru"
-    """the recurrent cell; see `list`"""
+    """the recurrent cell: see `list`; or one's own, path/to/file.py:MyCell"""
     init: str = "chrono"
     """how the cell's weights begin; see `list`"""
     match_params: int = 0
@@ -82,8 +82,8 @@ class Config:
                 raise ValueError(f"{_option(name)} must be a positive number, got {value}")
         if not (self.target_loss >= 0 and math.isfinite(self.target_loss)):
             raise ValueError(f"--target-loss must be a number, 0 or more, got {self.target_loss}")
+        models.cell(self.cell)
         for kind, table, name in (
-            ("cell", models.CELLS, self.cell),
             ("init", models.INITS, self.init),
             ("schedule", SCHEDULES, self.schedule),
         ):
@@ -116,7 +116,7 @@ class Config:
     @property
     def model(self) -> models.Model:
         """The model to train."""
-        return models.Model(self.cell, self.init)
+        return models.Model(self.cell, self.init if models.takes(self.cell, self.init) else "default")
 
     @functools.cached_property
     def units(self) -> int:
@@ -218,7 +218,8 @@ class Train:
         """
         config, usual = self.config, defaults(self.config.task).config
         words = [config.task, f"T{config.length}"]
-        words += [getattr(config, name) for name in ("cell", "init") if getattr(config, name) != getattr(usual, name)]
+        different = [getattr(config, name) for name in ("cell", "init") if getattr(config, name) != getattr(usual, name)]
+        words += [name.rpartition(":")[2] for name in different]
         last = config.seed + config.seeds - 1
         return "-".join([*words, f"s{config.seed}" if config.seeds == 1 else f"s{config.seed}..{last}"])
 

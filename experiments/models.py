@@ -1,7 +1,11 @@
 """A recurrent cell with a linear readout, on gru_jax's functions: which cells, how they begin, how large they are."""
 
 import dataclasses
+import functools
+import importlib.util
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +27,7 @@ CELLS: dict[str, Any] = {
     "leaky": cells.Leaky(time_constant=10.0),
     "leaky-learned": cells.Leaky(),
 }
-"""What `--cell` can be."""
+"""What `--cell` can be, beside a cell in a file of one's own."""
 
 INITS: dict[str, Callable[[int], dict[str, Any]]] = {
     "default": lambda memory: {},
@@ -34,6 +38,35 @@ INITS: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 """What `--init` can be: arguments of `cell.init`, from the longest dependency of the task in steps. The first is LeCun
 normal input kernels, orthogonal recurrent ones and zero biases; each other differs from it in one thing."""
+
+
+@functools.cache
+def cell(name: str) -> Any:
+    """The cell of this name: in `CELLS`, or "path/to/file.py:MyCell", a cell or its class.
+
+    Raises:
+      ValueError: if there is no such cell, or the file has none of this name; what the file itself raises, too.
+    """
+    path, separator, attribute = name.rpartition(":")
+    if not separator:
+        return lookup("cell", CELLS, name)
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path) if Path(path).is_file() else None
+    if spec is None or spec.loader is None:
+        raise ValueError(f"unknown cell {name!r}: there is no file {path!r} of Python")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, attribute, None)
+    found = found() if isinstance(found, type) and issubclass(found, cells.CellBase) else found
+    if not isinstance(found, cells.Cell):
+        raise ValueError(f"unknown cell {name!r}: {path} has no gru_jax.cells.CellBase named {attribute!r}")
+    return found
+
+
+def takes(name: str, beginning: str) -> bool:
+    """Whether the cell of this name can begin so; one of a file's own begins as its `init` says, if that is all."""
+    parameters = inspect.signature(cell(name).init).parameters
+    named = {key for key, value in parameters.items() if value.kind is not value.POSITIONAL_ONLY}
+    return ":" not in name or named.issuperset(INITS[beginning](3))
 
 
 class Params(NamedTuple):
@@ -55,7 +88,7 @@ class Model:
     """Which cell and how it begins, by name; hashable.
 
     Attributes:
-      cell: in `CELLS`.
+      cell: as `cell` takes it.
       beginning: in `INITS`.
     """
 
@@ -75,13 +108,13 @@ class Model:
         """
         key_cell, key_kernel = jax.random.split(key)
         options = lookup("init", INITS, self.beginning)(memory)
-        cell = lookup("cell", CELLS, self.cell).init(key_cell, in_features, hidden, **options)
+        params = cell(self.cell).init(key_cell, in_features, hidden, **options)
         kernel = initializers.lecun_normal(key_kernel, (hidden, out_features), jnp.float32)
-        return Params(cell, kernel, jnp.zeros((out_features,), jnp.float32))
+        return Params(params, kernel, jnp.zeros((out_features,), jnp.float32))
 
     def apply(self, params: Params, inputs: jax.Array) -> jax.Array:
         """The readout at every step: inputs (S, B, D) to outputs (S, B, K)."""
-        _, hs = gru_jax.unroll(CELLS[self.cell], params.cell, inputs)
+        _, hs = gru_jax.unroll(cell(self.cell), params.cell, inputs)
         return hs @ params.kernel + params.bias
 
     def count(self, in_features: int, hidden: int, out_features: int) -> int:

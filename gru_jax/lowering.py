@@ -109,7 +109,9 @@ def _is_short(primitive: str, named: dict[str, Any]) -> bool:
 def keeps(named: dict[str, Any], params: dict[str, Any]) -> bool:
     """Whether a gradient is faster, on a CPU, if it keeps the preactivations, a few arrays like the states.
 
-    Elsewhere it forms them again, all steps at once: no GPU or TPU has been measured.
+    Elsewhere it forms them again, all steps at once, and what it would keep is a constant that nothing reads: XLA leaves
+    it out where both halves of a gradient are one program. Of a vjp whose halves are compiled apart it is an array, so
+    that it is not asked for where the default backend is no CPU.
 
     Args:
       named: the operands of the states, by name.

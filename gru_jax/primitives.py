@@ -21,7 +21,7 @@ from jax.interpreters import ad, batching, mlir
 
 from gru_jax import lowering, partitioning, recurrence, shapes
 from gru_jax.cells import GRU
-from gru_jax.linearisation import Linearisation, Preactivations, apply, apply_transposed
+from gru_jax.linearisation import Linearisation, Preactivations, apply, apply_transposed, preactivation_count
 from gru_jax.recurrence import KEPT, Operands, select, shifted, unless
 from gru_jax.shapes import named_operands
 
@@ -106,7 +106,10 @@ def _varying(value: jax.Array) -> frozenset[Any]:
 def _define_states(
     *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, keep: bool, followed: bool
 ) -> list[jax.Array]:
-    return jax.tree.leaves(recurrence.states(_operands(named_operands(args, names)), cell, reverse, keep))
+    o = _operands(named_operands(args, names))
+    hs, _ = recurrence.states(o, cell, reverse)
+    # What a CPU keeps for the gradient is no use elsewhere: a constant takes its place, which nothing reads.
+    return [hs, *[jnp.zeros_like(hs)] * (preactivation_count(cell) if keep else 0)]
 
 
 def _define_states_on_cpu(
@@ -121,18 +124,26 @@ def _define_linear(*args: Any, names: tuple[str, ...], method: str, **params: An
     return recurrence.linear(*_unpack(named_operands(args, names)), **params)
 
 
-def _define_push(*args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str) -> jax.Array:
+def _define_push(
+    *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, reads_kept: bool = False
+) -> jax.Array:
     o = named_operands(args, names)
-    solve = functools.partial(_linear, method=method)
-    return recurrence.push(_operands(o), o["hs"], _operands(o, "d_"), cell, reverse, solve, _kept(o))
+    solve, kept = functools.partial(_linear, method=method), _kept(o) if reads_kept else None
+    return recurrence.push(_operands(o), o["hs"], _operands(o, "d_"), cell, reverse, solve, kept)
 
 
 def _define_pull(
-    *args: Any, names: tuple[str, ...], wrt: tuple[str, ...], cell: GRU, reverse: bool, method: str
+    *args: Any,
+    names: tuple[str, ...],
+    wrt: tuple[str, ...],
+    cell: GRU,
+    reverse: bool,
+    method: str,
+    reads_kept: bool = False,
 ) -> tuple[jax.Array, ...]:
     o = named_operands(args, names)
-    solve = functools.partial(_linear, method=method)
-    return recurrence.pull(_operands(o), o["hs"], o["ct"], wrt, cell, reverse, solve, _kept(o))
+    solve, kept = functools.partial(_linear, method=method), _kept(o) if reads_kept else None
+    return recurrence.pull(_operands(o), o["hs"], o["ct"], wrt, cell, reverse, solve, kept)
 
 
 def _unpack(o: dict[str, Any]) -> tuple[Linearisation, Any, Any, Any, Any, Any]:
@@ -319,8 +330,21 @@ _states_p = _primitive(
     several=True,
     on_cpu=_define_states_on_cpu,
 )
-_push_p = _primitive("gru_push", _define_push, shapes.like_states, _COMMON)
-_pull_p = _primitive("gru_pull", _define_pull, shapes.pull_avals, ("wrt", *_COMMON), several=True)
+_push_p = _primitive(
+    "gru_push",
+    _define_push,
+    shapes.like_states,
+    _COMMON,
+    on_cpu=functools.partial(_define_push, reads_kept=True),
+)
+_pull_p = _primitive(
+    "gru_pull",
+    _define_pull,
+    shapes.pull_avals,
+    ("wrt", *_COMMON),
+    several=True,
+    on_cpu=functools.partial(_define_pull, reads_kept=True),
+)
 _linear_p = _primitive(
     "gru_linear", _define_linear, shapes.like_states, ("method", "reset_after", "reverse", "transposed")
 )

@@ -1,13 +1,13 @@
 """A cell over a whole sequence."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, meshes, primitives
+from gru_jax import checks, engine, meshes, policy, primitives
 from gru_jax.cells import GRU, Cell, State, as_given, checked_state
 from gru_jax.recurrence import Operands
 
@@ -99,10 +99,35 @@ def unroll(
     xs, params, (mask, resets), (h_0, start, drop) = meshes.aligned(xs, params, (mask, resets), (h_0, start, drop))
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
-    run = _RUNS.get(method) or functools.partial(_fused, method=method)
+    runs = {"scan": _scan, "parallel": _parallel, "fused": _fused, "auto": _auto}
+    run: Any = runs[method] if method == "scan" or not isinstance(cell, GRU) else functools.partial(_gru, method=method)
     h_T, hs = run(cell, params, xs, h_0, drop, mask, resets, None if resets is None else start, reverse)
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
     return as_given(h_T, given), outputs.astype(xs.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A cell's step within a call: at resets from another state, and none where it is masked.
+
+    It takes (params, reset_state, recurrent_dropout_mask), a state, and (x, mask, reset), of which all but params and x
+    may be None.
+    """
+
+    cell: Cell
+
+    def __call__(self, params: Any, state: State, now: Any) -> State:
+        params, start, drop = params
+        x_t, mask, reset = now
+        advance = self.cell.step if drop is None else functools.partial(self.cell.step, recurrent_dropout_mask=drop)
+        zero = jax.tree.map(jnp.zeros_like, state)
+        if reset is not None:
+            state = jax.tree.map(functools.partial(jnp.where, reset), zero if start is None else start, state)
+        if mask is None:
+            return advance(params, state, x_t)
+        # A state that is held, which may be a NaN, enters no step: there its derivative would be 0 · NaN.
+        held = functools.partial(jax.tree.map, functools.partial(jnp.where, mask))
+        return held(advance(params, held(state, zero), x_t), state)
 
 
 def _scan(
@@ -117,25 +142,39 @@ def _scan(
     reverse: bool,
 ) -> tuple[State, jax.Array]:
     """Last state and outputs, step by step: nothing but `cell.step` under `lax.scan`."""
-    advance: Callable[..., State] = cell.step
-    zero = jax.tree.map(jnp.zeros_like, h_0)
-    start = zero if start is None else start
-    if drop is not None:
-        advance = functools.partial(advance, recurrent_dropout_mask=drop)
 
-    def step(h_tm1, inputs):
-        x_t, keep, reset = inputs
-        if reset is not None:
-            h_tm1 = jax.tree.map(functools.partial(jnp.where, reset), start, h_tm1)
-        if keep is None:
-            h_t = advance(params, h_tm1, x_t)
-        else:
-            # A state that is held, which may be a NaN, enters no step: there its derivative would be 0 · NaN.
-            hold = functools.partial(jax.tree.map, functools.partial(jnp.where, keep))
-            h_t = hold(advance(params, hold(h_tm1, zero), x_t), h_tm1)
+    def body(h_tm1: State, now: Any) -> tuple[State, jax.Array]:
+        h_t = _Step(cell)((params, start, drop), h_tm1, now)
         return h_t, cell.output(h_t)
 
-    return jax.lax.scan(step, h_0, (xs, mask, resets), reverse=reverse)
+    return jax.lax.scan(body, h_0, (xs, mask, resets), reverse=reverse)
+
+
+# Compiled, so that eager calls compile it once for every cell.
+_states = jax.jit(engine.states, static_argnums=(0, 1, 2))
+
+
+def _fused(
+    cell: Cell,
+    params: Any,
+    xs: jax.Array,
+    h_0: State,
+    drop: jax.Array | None,
+    mask: jax.Array | None,
+    resets: jax.Array | None,
+    start: State | None,
+    reverse: bool,
+) -> tuple[State, jax.Array]:
+    """Last state and outputs, by the two recurrences of `gru_jax.engine`."""
+    save = policy.saves_products(params, xs.shape[1:-1])
+    hs = _states(_Step(cell), reverse, save, (params, start, drop), h_0, (xs, mask, resets))
+    return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], hs), jax.vmap(cell.output)(hs)
+
+
+def _auto(cell: Cell, params: Any, xs: jax.Array, *operands: Any) -> tuple[State, jax.Array]:
+    """Last state and outputs, by whichever is faster."""
+    run = _scan if policy.scans(params, xs.shape[1:-1]) else _fused
+    return run(cell, params, xs, *operands)
 
 
 def _parallel(
@@ -154,7 +193,7 @@ def _parallel(
     return hs[0 if reverse else -1], hs
 
 
-def _fused(
+def _gru(
     cell: Any,
     params: Any,
     xs: jax.Array,
@@ -173,10 +212,6 @@ def _fused(
     )
     hs = primitives.states(operands, cell=cell, reverse=reverse, method=method)
     return hs[0 if reverse else -1], hs
-
-
-# A GRU's other methods are those of its primitives.
-_RUNS = {"scan": _scan, "parallel": _parallel}
 
 
 def within(lengths: jax.Array, steps: int) -> jax.Array:

@@ -105,7 +105,7 @@ def test_uniform_gate(dtype):
 
 P = {name: problem(case) for name, case in CASES.items()}
 BAD = {
-    "a method without": (lambda: gru_jax.unroll(LSTM(), *P["lstm"][:3], method="fused"), ValueError, r"method must be one of 'auto', 'scan', got 'fused'"),
+    "a method without": (lambda: gru_jax.unroll(LSTM(), *P["lstm"][:3], method="native"), ValueError, r"method must be one of 'auto', 'scan', 'fused', got 'native'"),
     "a method of another": (lambda: gru_jax.unroll(gru_jax.CUDNN, *P["lstm"][:2], method="parallel"), ValueError, r"method must be .*got 'parallel'"),
     "a class": (lambda: gru_jax.unroll(LSTM, *P["lstm"][:2]), TypeError, r"cell must be a gru_jax.GRU or another of gru_jax.cells, got type"),
     "dropout": (

@@ -1,5 +1,7 @@
 """What a gradient keeps and how often the recurrences run, read off the residuals and the compiled program."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -59,6 +61,22 @@ def test_gradient_keeps_the_preactivations_of_many_weights(cell, monkeypatch):
     assert kept_per_step(loss, args) == kept
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
+
+
+@pytest.mark.parametrize("cell", [gru_jax.CUDNN, gru_jax.CHO2014])
+def test_preactivations_are_kept_on_a_cpu_alone(cell, keep):
+    """In a program that a host with a CPU makes for another platform, no loop has them as results or operands."""
+    loss, args = loss_and_args(cell, "auto")
+
+    def loops(kept, platform):
+        keep(kept)
+        traced = jax.jit(lambda *args: jax.grad(loss, (0, 1))(*args)).trace(*args)
+        return re.findall(r"stablehlo.while.* : (.*)", traced.lower(lowering_platforms=(platform,)).as_text())
+
+    for platform in ("cuda", "tpu"):
+        assert len(loops(True, platform)) == 2
+        assert loops(True, platform) == loops(False, platform)
+    assert loops(True, "cpu") != loops(False, "cpu")
 
 
 @pytest.mark.skipif(not native_is_installed, reason="the native kernels are not installed")

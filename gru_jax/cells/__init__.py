@@ -17,7 +17,7 @@ gates of a cell side by side, 3H those of a GRU in the order r, z, n.
 """
 
 from gru_jax.cells.affine import Projected, lifted, product, project, split
-from gru_jax.cells.base import Cell, Params, State, as_given, broadcast_state, checked_state
+from gru_jax.cells.base import Cell, CellBase, Params, State, as_given, broadcast_state, checked_state
 from gru_jax.cells.elman import Elman, Leaky, LeakyParams
 from gru_jax.cells.gru import CHO2014, CUDNN, GOODFELLOW, GRU
 from gru_jax.cells.lstm import LSTM, LSTMState
@@ -33,6 +33,7 @@ __all__ = [
     "LSTM",
     "MGU",
     "Cell",
+    "CellBase",
     "Elman",
     "LSTMState",
     "Leaky",

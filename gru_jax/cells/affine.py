@@ -103,6 +103,9 @@ def _rows(h: jax.Array) -> jax.Array:
     In the gradient of a kernel, XLA on CPU contracts one axis up to twice as fast as time and batch, which it first
     copies into another layout.
     """
-    if jax.device_count() > 1 or not jax.sharding.get_abstract_mesh().empty:
-        return h
-    return h.reshape(-1, h.shape[-1])
+    return h.reshape(-1, h.shape[-1]) if merges() else h
+
+
+def merges() -> bool:
+    """Whether no axis can be sharded, so that axes may be merged into one."""
+    return jax.device_count() == 1 and jax.sharding.get_abstract_mesh().empty

@@ -1,6 +1,7 @@
 """What `gru_jax.unroll` needs of a cell, and what cells have in common: packed parameters, their checks and draws."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -18,31 +19,176 @@ State = Any
 
 @runtime_checkable
 class Cell(Protocol):
-    """What `gru_jax.unroll` needs of a cell, which is a frozen, hashable value; `init` besides makes its parameters."""
+    """A cell, as `gru_jax.unroll` takes it and a type checker sees it: a frozen, hashable value.
+
+    Whoever writes one inherits from `CellBase`, which has all of it but `init` and `step`.
+    """
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods of `unroll` that there are for the cell; the first is what "auto" stands for."""
         ...
 
-    def prepare(self, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, jax.Array, Any]:
+    @property
+    def update_gate(self) -> str:
+        """The name of the gate that holds the state where it is 1; empty where there is none."""
+        ...
+
+    def init(self, key: jax.Array, in_features: int, features: int, /) -> Any:
+        """Fresh parameters, any pytree of arrays."""
+        ...
+
+    def step(self, params: Any, state: Any, x: Any, /) -> Any:
+        """The state that follows `state` on input x (*batch, in_features), with any leading batch dimensions."""
+        ...
+
+    def initial_state(self, params: Any, batch: Sequence[int], dtype: Any, /) -> Any:
+        """A fresh state, any pytree of arrays."""
+        ...
+
+    def output(self, state: Any, /) -> Any:
+        """What a state shows to the outside: (*batch, features)."""
+        ...
+
+    def gates(self, params: Any, state: Any, x: Any, /) -> dict[str, jax.Array]:
+        """The values of the gates by name, at one step."""
+        ...
+
+    def check(self, params: Any, name: str = "params") -> None:
+        """Refuses what are not parameters of this cell; `name` is what an error calls them."""
+        ...
+
+    def prepare(self, params: Any, x: Any, name: str, symbols: str) -> tuple[Any, Any, Any]:
         """Checks parameters against an input; both in the compute dtype, and the dtype of the state."""
         ...
 
-    def initial_state(self, params: Any, batch: Sequence[int] = (), dtype: Any = None) -> State:
-        """A fresh state, zero."""
-        ...
 
-    def step(self, params: Any, state_tm1: State, x_t: jax.Array) -> State:
-        """The state that follows state_tm1 on input x_t, with any leading batch dimensions.
+class CellBase:
+    """Base of a cell of one's own: its equations are all that is to be written.
 
-        Those of this package take ``resets`` and ``reset_state``, too; `unroll` does without.
+    A subclass is a frozen dataclass with ``init(key, in_features, features, /)``, which returns any pytree of arrays,
+    and ``step(params, state, x, /)``, which returns the next state for x (*batch, in_features), with any leading batch
+    dimensions. If the state is not one array (*batch, features), it also has ``initial_state(params, batch, dtype,
+    /)``: any pytree of floating-point arrays, and of integers, which have no tangent. Then `gru_jax.unroll`, every
+    derivative, masks, lengths, resets, the layers and ``experiments train --cell`` take it.
+
+    >>> import dataclasses
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Damped(CellBase):
+    ...     rate: float = 0.1
+    ...
+    ...     def init(self, key, in_features, features, /):
+    ...         k_in, k_rec = jax.random.split(key)
+    ...         W = initializers.lecun_normal(k_in, (in_features, features))
+    ...         return {"W": W, "U": initializers.lecun_normal(k_rec, (features, features))}
+    ...
+    ...     def step(self, params, h, x, /):
+    ...         return h + self.rate * (jnp.tanh(x @ params["W"] + h @ params["U"]) - h)
+    >>> import gru_jax
+    >>> cell = Damped()
+    >>> params = cell.init(jax.random.key(0), 3, 4)
+    >>> h_T, hs = gru_jax.unroll(cell, params, jnp.ones((10, 2, 3)), lengths=jnp.array([10, 7]))
+    >>> hs.shape
+    (10, 2, 4)
+    """
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods of `gru_jax.unroll`, the first of which is what "auto" stands for."""
+        return ("auto", "fused", "scan")
+
+    @property
+    def update_gate(self) -> str:
+        """The name of the gate that holds the state where it is 1; empty where there is none."""
+        return ""
+
+    def initial_state(self, params: Any, batch: Sequence[int], dtype: Any, /) -> Any:
+        """A fresh state, zero.
+
+        Args:
+          params: the parameters, as from `init`, which says how wide the state is.
+          batch: the sizes of the batch axes.
+          dtype: of the state.
+
+        Returns:
+          Zeros (*batch, features).
+
+        Raises:
+          ValueError: if `init` makes such parameters for no number of features, or for several.
         """
-        ...
+        leaves, structure = jax.tree.flatten(params)
+        return jnp.zeros((*batch, _features(self, structure, tuple(jnp.shape(leaf) for leaf in leaves))), dtype)
 
-    def output(self, state: State) -> jax.Array:
-        """What a state shows to the outside: (*batch, features)."""
-        ...
+    def output(self, state: Any, /) -> jax.Array:
+        """What a state shows to the outside: the state if it is one array, else its first leaf."""
+        return jax.tree.leaves(state)[0]
+
+    def gates(self, params: Any, state: Any, x: Any, /) -> dict[str, jax.Array]:
+        """The values of the gates by name, at one step; none."""
+        return {}
+
+    def check(self, params: Any, name: str = "params") -> None:
+        """Refuses parameters that are no arrays; `name` is what an error calls them.
+
+        Raises:
+          TypeError: if one of them is no array; names that one.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            checks.array(name + jax.tree_util.keystr(path), leaf)
+
+    def prepare(self, params: Any, x: Any, name: str, symbols: str) -> tuple[Any, Any, Any]:
+        """Checks parameters and casts those in floating point, and the input, to the compute dtype.
+
+        Args:
+          params: the parameters.
+          x: (..., in_features), the input, in floating point or of integers; `name` and `symbols` are what an error
+            calls it and its shape.
+
+        Returns:
+          Parameters and input in the compute dtype, the promotion of their dtypes; and the dtype of the state, float32
+          where the compute dtype is narrower. Integers stay as they are.
+        """
+        checks.floating(name, x)
+        self.check(params)
+        floating = [leaf for leaf in (x, *jax.tree.leaves(params)) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+        if not floating:
+            raise TypeError(f"{name} or params must be floating point, got {x.dtype}")
+        dtype = jnp.result_type(*floating)
+
+        def cast(leaf: Any) -> jax.Array:
+            leaf = jnp.asarray(leaf)
+            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        return jax.tree.map(cast, params), cast(x), initializers.single_or_wider(dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _features(cell: Any, structure: Any, shapes: tuple[tuple[int, ...], ...]) -> int:
+    """For how many features `cell.init` makes parameters of these shapes."""
+    sizes = sorted({size for shape in shapes for size in shape})
+    divisors = sorted({d for size in sizes for d in range(1, size) if size % d == 0}.difference(sizes))
+    for candidates in (sizes, sizes + divisors):
+        fitting = {
+            features
+            for features, in_features in itertools.product(candidates, candidates)
+            if _shapes(cell, in_features, features) == (structure, shapes)
+        }
+        if len(fitting) == 1:
+            return fitting.pop()
+    raise ValueError(
+        f"{type(cell).__name__} needs initial_state(params, batch, dtype): how wide its state is does not follow from "
+        f"its init and the shapes of params, {', '.join(map(str, shapes))}"
+    )
+
+
+def _shapes(cell: Any, in_features: int, features: int) -> Any:
+    """Structure and shapes of what `cell.init` makes, or None if it cannot."""
+    try:
+        made = jax.eval_shape(lambda key: cell.init(key, in_features, features), jax.random.key(0))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    leaves, structure = jax.tree.flatten(made)
+    return structure, tuple(leaf.shape for leaf in leaves)
 
 
 @serializable
@@ -87,23 +233,22 @@ class Inits(NamedTuple):
 P = TypeVar("P")
 
 
-class Packed(Generic[P]):
-    """Base of the cells: parameters are packed by gate, and each gate is drawn on its own.
+class Packed(CellBase, Generic[P]):
+    """Base of this package's cells: parameters are packed by gate, and each gate is drawn on its own.
 
     Attributes:
       order: a letter for each gate, in the order in which they are packed.
-      keeps: the gate that keeps the state, whose bias `update_bias_init` draws; empty where there is none.
+      update_gate: the gate that holds the state, whose bias `update_bias_init` draws; empty where there is none.
       params_type: what `init` returns.
-      methods: of `gru_jax.unroll`, the first of which is what "auto" stands for.
     """
 
     order: ClassVar[str]
-    keeps: ClassVar[str] = ""
+    update_gate: ClassVar[str] = ""  # type: ignore[assignment]
     params_type: ClassVar[Any] = Params
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return ("scan",)
+        return ("auto", "scan", "fused")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -157,7 +302,7 @@ class Packed(Generic[P]):
         return self.draw(key, int(in_features), int(features), use_bias, inits, jnp.dtype(dtype))
 
     def _check_update_bias(self, use_bias: bool) -> None:
-        if not self.keeps:
+        if not self.update_gate:
             raise ValueError(f"update_bias_init must be None: {type(self).__name__} has no gate that keeps")
         if not use_bias:
             raise ValueError("update_bias_init needs use_bias=True, got use_bias=False")
@@ -179,7 +324,7 @@ class Packed(Generic[P]):
         """The packed bias, from a key for each gate."""
         drawn = []
         for gate, key in zip(self.order, keys, strict=True):
-            init = inits.bias if gate != self.keeps or inits.update_bias is None else inits.update_bias
+            init = inits.bias if gate != self.update_gate or inits.update_bias is None else inits.update_bias
             drawn.append(init(key, (features,), dtype))
         return jnp.concatenate(drawn)
 
@@ -298,13 +443,17 @@ def checked_state(name: str, state: State, like: State) -> State:
 
 
 def broadcast_state(name: str, state: State, like: State) -> State:
-    """A state, or its parts, of the type of `like`, broadcast to its shape by NumPy's rules; each in its own dtype."""
-    if not isinstance(like, tuple):
+    """A state of the structure of `like`, each leaf broadcast to its shape by NumPy's rules, in a dtype of its own."""
+    given, expected = (jax.tree.structure(tree) for tree in (state, like))
+    if jax.tree_util.treedef_is_leaf(expected):
         return _part(name, state, like)
-    if not isinstance(state, type(like)):
-        raise TypeError(f"{name} must be a {type(like).__name__}{like._fields}, got {type(state).__name__}")  # type: ignore[attr-defined]
-    parts = like._asdict().items()  # type: ignore[attr-defined]
-    return type(like)(*(_part(f"{name}.{field}", getattr(state, field), part) for field, part in parts))
+    if given != expected:
+        fields = getattr(like, "_fields", "")
+        wanted = f"{type(like).__name__}{fields}" if fields else str(expected)
+        raise TypeError(f"{name} must be a {wanted}, got {type(state).__name__}")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, like_leaf: _part(name + jax.tree_util.keystr(path), leaf, like_leaf), state, like
+    )
 
 
 def _part(name: str, value: Any, like: jax.Array) -> jax.Array:

@@ -41,7 +41,7 @@ class GRU(Packed[Params]):
     """
 
     order: ClassVar[str] = "rzn"
-    keeps: ClassVar[str] = "z"
+    update_gate: ClassVar[str] = "z"
 
     reset_after: bool = True
     gate: gates.Activation = jax.nn.sigmoid

@@ -52,7 +52,7 @@ class LSTM(Packed[Params]):
     """
 
     order: ClassVar[str] = "ifgo"
-    keeps: ClassVar[str] = "f"
+    update_gate: ClassVar[str] = "f"
 
     def init(self, *args: Any, opposed_input_gate: bool = False, **options: Any) -> Params:
         """Fresh parameters; arguments as for every cell, and one more.

@@ -37,7 +37,7 @@ class MGU(Packed[Params]):
     """
 
     order: ClassVar[str] = "zn"
-    keeps: ClassVar[str] = "z"
+    update_gate: ClassVar[str] = "z"
 
     def step(
         self,

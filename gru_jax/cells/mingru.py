@@ -59,12 +59,12 @@ class MinGRU(Packed[MinGRUParams]):
     """
 
     order: ClassVar[str] = "zn"
-    keeps: ClassVar[str] = "z"
+    update_gate: ClassVar[str] = "z"
     params_type: ClassVar[Any] = MinGRUParams
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return ("scan", "parallel") if jax.default_backend() == "cpu" else ("parallel", "scan")
+        return ("scan", "parallel", "fused") if jax.default_backend() == "cpu" else ("parallel", "scan", "fused")
 
     def draw(
         self, key: jax.Array, in_features: int, features: int, use_bias: bool, inits: Inits, dtype: Any

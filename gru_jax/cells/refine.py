@@ -40,7 +40,7 @@ class RefineGRU(Packed[Params]):
     """
 
     order: ClassVar[str] = "rzsn"
-    keeps: ClassVar[str] = "z"
+    update_gate: ClassVar[str] = "z"
 
     @property
     def fields(self) -> tuple[str, ...]:
