@@ -218,8 +218,9 @@ class Train:
         """
         config, usual = self.config, defaults(self.config.task).config
         words = [config.task, f"T{config.length}"]
-        different = [getattr(config, name) for name in ("cell", "init") if getattr(config, name) != getattr(usual, name)]
-        words += [name.rpartition(":")[2] for name in different]
+        for name in ("cell", "init"):
+            if (value := getattr(config, name)) != getattr(usual, name):
+                words.append(value.rpartition(":")[2])
         last = config.seed + config.seeds - 1
         return "-".join([*words, f"s{config.seed}" if config.seeds == 1 else f"s{config.seed}..{last}"])
 

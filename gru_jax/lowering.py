@@ -37,7 +37,7 @@ SMALL, PER_USE = 1 << 18, {"gru_states": 50_000, "gru_pull": 30_000}
 sequence that uses them: the kernels begin with a copy of the weights in an order of their own, and their gradient ends
 with a sum of the parts' (measured: README)."""
 PER_USE_OF_ONE = 20_000
-"""The second for the states of a single sequence, whose steps are too short for the kernels' two threads to share well:
+"""The second for the states of one sequence, whose steps are too short for the kernels' two threads to share well:
 D = H = 256, T = 16 and 32: 0.8, 1.2 times as fast as XLA; 512, T = 32 and 64: 0.4, 1.2. Of two sequences 1.3 and more
 from 50,000 on (one run, 2 cores, AVX2)."""
 FEW_USES = 4
@@ -109,9 +109,9 @@ def _is_short(primitive: str, named: dict[str, Any]) -> bool:
 def keeps(named: dict[str, Any], params: dict[str, Any]) -> bool:
     """Whether a gradient is faster, on a CPU, if it keeps the preactivations, a few arrays like the states.
 
-    Elsewhere it forms them again, all steps at once, and what it would keep is a constant that nothing reads: XLA leaves
-    it out where both halves of a gradient are one program. Of a vjp whose halves are compiled apart it is an array, so
-    that it is not asked for where the default backend is no CPU.
+    Elsewhere it forms them again, all steps at once, and what it would keep is a constant that nothing reads: XLA
+    leaves it out where both halves of a gradient are one program. Of a vjp whose halves are compiled apart it is an
+    array, so that it is not asked for where the default backend is no CPU.
 
     Args:
       named: the operands of the states, by name.

@@ -1,8 +1,8 @@
 """Which form of the two recurrences of any cell is faster where, as measured.
 
 The figures are gradients of an LSTM, as multiples of the faster of Flax' two LSTM cells (T, B, D, H): by autodiff of
-the plain scan, by the two recurrences, and by these with saved products (`python -m experiments bench --cells`; 2 cores,
-AVX2; a ratio varies by a tenth from run to run).
+the plain scan, by the two recurrences, and by these with saved products (one run, 2 cores, AVX2; a ratio varies by a
+tenth from run to run).
 
     100,   8,  64, 128      0.88  1.50  1.63
     2000,  1,  64, 128      1.00  1.20  1.50
@@ -31,12 +31,17 @@ def saves_products(params: Any, batch: tuple[int, ...]) -> bool:
     """Whether a gradient is faster on a CPU if products of the state with weights are saved for it."""
     if not config.keep_preactivations or jax.default_backend() != "cpu":
         return False
-    return math.prod(batch) <= FEW_SEQUENCES or _many(params)
+    return _few(batch) or _many(params)
 
 
 def scans(params: Any, batch: tuple[int, ...]) -> bool:
     """Whether autodiff of the plain scan is faster on a CPU, though it keeps several times as much for a gradient."""
-    return jax.default_backend() == "cpu" and math.prod(batch) > FEW_SEQUENCES and _many(params)
+    return jax.default_backend() == "cpu" and not _few(batch) and _many(params)
+
+
+def _few(batch: tuple[int, ...]) -> bool:
+    sequences = math.prod(batch)
+    return isinstance(sequences, int) and sequences <= FEW_SEQUENCES  # no int in an export for any size
 
 
 def _many(params: Any) -> bool:

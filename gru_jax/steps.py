@@ -12,13 +12,13 @@ import jax
 from jax.extend.core import Literal, mapped_aval
 
 from gru_jax.cells.affine import merges
+from gru_jax.jaxprs import bind, evaluate, read, variables
 
 State = Any
 Step = Callable[[Any, State, Any], State]
 """(params, state, x) to the next state."""
 
 PARAMS, INPUTS, STATE = range(3)
-INLINED = ("jit", "pjit", "closed_call", "core_call")
 
 
 class Advanced(NamedTuple):
@@ -94,8 +94,8 @@ class StagedStep:
     ::
 
         weights = staged.weights(params)
-        inputs_t = staged.inputs(weights, x_t)
-        state_t = staged.advance(weights, inputs_t, state_tm1).state
+        inputs = staged.inputs(weights, xs)                             at all steps
+        state_t = staged.advance(weights, inputs_t, state_tm1).state    at one
 
     Args:
       step: (params, state, x) to the next state.
@@ -124,7 +124,7 @@ class StagedStep:
         called = jax.make_jaxpr(flat)(*types)
         traced = jax.make_jaxpr(lambda *leaves: evaluate(called, leaves))(*types)
         self._state_structure = jax.tree.structure(state)
-        self._known = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
+        self._consts = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
         counts = [len(jax.tree.leaves(part)) for part in (params, state)]
         invars = traced.jaxpr.invars
         self._of_params, self._of_state = invars[: counts[0]], invars[counts[0] : sum(counts)]
@@ -134,46 +134,28 @@ class StagedStep:
 
     def _sort(self, equations: Sequence[Any]) -> None:
         """Finds the stage of every equation, and what passes from one stage into another."""
-        stage_of: dict[Any, int] = dict.fromkeys((*self._known, *self._of_params), PARAMS)
+        stage_of: dict[Any, int] = dict.fromkeys((*self._consts, *self._of_params), PARAMS)
         stage_of |= dict.fromkeys(self._of_x, INPUTS) | dict.fromkeys(self._of_state, STATE)
-        self._stages: tuple[list[Any], ...] = ([], [], [])
+        stages: tuple[list[Any], ...] = ([], [], [])
         for equation in equations:
-            stage = max((stage_of[v] for v in _variables(equation.invars)), default=PARAMS)
-            self._stages[stage].append(equation)
+            stage = max((stage_of[v] for v in variables(equation.invars)), default=PARAMS)
+            stages[stage].append(equation)
             stage_of |= dict.fromkeys(equation.outvars, stage)
 
-        readers: dict[Any, list[Any]] = {}
-        for equation in self._stages[STATE]:
-            for v in _variables(equation.invars):
-                readers.setdefault(v, []).append(equation)
-        for v in _variables(self._outvars):
-            readers.setdefault(v, []).append(None)
-        self.products = [
-            _with_addend(Product(equation, stages.index(STATE), equation.outvars[0]), readers, stage_of)
-            for equation in self._stages[STATE]
-            if equation.primitive.name == "dot_general"
-            and sorted(stages := [stage_of.get(v, PARAMS) for v in equation.invars]) == [PARAMS, STATE]
-        ]
-        sums = {product.result for product in self.products}
-        self._stages[STATE][:] = [
-            equation
-            for equation in self._stages[STATE]
-            if equation.outvars[0] not in sums or equation.primitive.name == "dot_general"
-        ]
-
-        passed: tuple[dict[Any, None], ...] = ({}, {}, {})  # in the order in which they are needed
-        for stage, v in (
-            *((INPUTS, v) for equation in self._stages[INPUTS] for v in _variables(equation.invars)),
-            *((STATE, v) for equation in self._stages[STATE] for v in _variables(equation.invars)),
-            *((STATE, product.addend) for product in self.products if product.addend is not None),
-            *((STATE, v) for v in _variables(self._outvars)),
-        ):
-            if stage_of[v] < stage:
-                passed[stage_of[v]][v] = None
-        self._weights, self._inputs = list(passed[PARAMS]), list(passed[INPUTS])
-        products = {id(product.equation) for product in self.products}
-        others = [e for e in (*self._stages[INPUTS], *self._stages[STATE]) if id(e) not in products]
-        beside = {v for e in others for v in _variables(e.invars)}.union(_variables(self._outvars))
+        self.products = _products(stages[STATE], self._outvars, stage_of)
+        sums = {product.result for product in self.products if product.addend is not None}
+        self._stages = (*stages[:STATE], [e for e in stages[STATE] if sums.isdisjoint(e.outvars)])
+        own = {id(product.equation) for product in self.products}
+        products = [v for product in self.products for v in (product.matrix, product.addend) if v is not None]
+        inputs, state = (
+            [v for e in stage if id(e) not in own for v in variables(e.invars)] for stage in self._stages[INPUTS:]
+        )
+        state += variables(self._outvars)
+        # In the order in which they are needed.
+        needed = dict.fromkeys(variables((*inputs, *state, *products)))
+        self._weights = [v for v in needed if stage_of[v] == PARAMS]
+        self._inputs = [v for v in dict.fromkeys(variables((*state, *products))) if stage_of[v] == INPUTS]
+        beside = {*inputs, *state}
         self.beside_products = [v in beside for v in self._weights]
         """Of each of the weights, whether it is used in anything but products with the state."""
         addends = {product.addend for product in self.products}
@@ -182,17 +164,16 @@ class StagedStep:
 
     def weights(self, params: Any) -> list[jax.Array]:
         """What the other stages need that depends on parameters alone."""
-        self_params = dict(zip(self._of_params, jax.tree.leaves(params), strict=True))
-        return self._run(PARAMS, self_params, self._weights)
+        return self._run(PARAMS, _named(self._of_params, jax.tree.leaves(params)), self._weights)
 
     def inputs(self, weights: list[jax.Array], xs: Any) -> list[jax.Array]:
         """What the last stage needs at all steps that depends on inputs, not on the state."""
-        values: dict[Any, Any] = self._known | dict(zip(self._weights, weights, strict=True))
-        timed = dict(zip(self._of_x, jax.tree.leaves(xs), strict=True))
+        values = self._consts | _named(self._weights, weights)
+        timed = _named(self._of_x, jax.tree.leaves(xs))
         steps = next(iter(timed.values())).shape[0]
         for equation in self._stages[INPUTS]:
-            axes = [0 if v in timed else None for v in _hashable(equation.invars)]
-            given = [timed[v] if axis == 0 else _read(values, v) for v, axis in zip(equation.invars, axes, strict=True)]
+            axes = [None if isinstance(v, Literal) or v not in timed else 0 for v in equation.invars]
+            given = [read(values if axis is None else timed, v) for v, axis in zip(equation.invars, axes, strict=True)]
             if equation.primitive.name == "dot_general" and axes.count(0) == 1:
                 place = axes.index(0)
                 outs = [product_at_all_steps(equation, place, given[place], given[1 - place])]
@@ -220,21 +201,17 @@ class StagedStep:
           saved: the values of the products, what is added to them included, if they are known.
           terms: what is to be added to each product besides, or None for nothing.
         """
-        known = zip(
-            (*self._weights, *self._inputs, *self._of_state),
-            (*weights, *inputs, *jax.tree.leaves(state)),
-            strict=True,
-        )
-        known = dict(known)
-        in_products = self._known | dict(zip(self._weights, weights if matrices is None else matrices, strict=True))
+        known = _named(self._weights, weights) | _named(self._inputs, inputs)
+        known |= _named(self._of_state, jax.tree.leaves(state))
+        in_products = self._consts | _named(self._weights, weights if matrices is None else matrices)
         products: list[jax.Array] = []
         factors: list[jax.Array] = []
 
         def times(product: Product, factor: jax.Array) -> jax.Array:
             k, matrix = len(products), in_products[product.matrix]
             addend = None if product.addend is None else known[product.addend]
-            given = factor, matrix, addend
-            value = product.of(*given) if saved is None else product.saved(saved[k], *given)
+            operands = factor, matrix, addend
+            value = product.of(*operands) if saved is None else product.saved(saved[k], *operands)
             products.append(value)
             factors.append(factor)
             return value if terms is None or terms[k] is None else value + terms[k]
@@ -247,8 +224,8 @@ class StagedStep:
 
         None where they are nothing.
         """
-        tangents = dict(zip((*self._weights, *self._inputs), (*d_weights, *d_inputs), strict=True))
-        terms = []
+        tangents = _named(self._weights, d_weights) | _named(self._inputs, d_inputs)
+        terms: list[Any] = []
         for product, factor in zip(self.products, factors, strict=True):
             d_matrix, d_addend = tangents.get(product.matrix), tangents.get(product.addend)
             parts = [] if d_matrix is None else [product.at_all_steps(factor, d_matrix)]
@@ -263,15 +240,15 @@ class StagedStep:
         wanted: Sequence[Any],
         times: Callable[[Product, jax.Array], jax.Array] | None = None,
     ) -> list[Any]:
-        values = self._known | known
+        values = self._consts | known
         products = {id(product.equation): product for product in self.products}
         for equation in self._stages[stage]:
             if times and (product := products.get(id(equation))):
                 values[product.result] = times(product, values[product.factor])
             else:
-                outs = bind(equation, [_read(values, v) for v in equation.invars])
+                outs = bind(equation, [read(values, v) for v in equation.invars])
                 values.update(zip(equation.outvars, outs, strict=True))
-        return [_read(values, v) for v in wanted]
+        return [read(values, v) for v in wanted]
 
 
 def product_at_all_steps(equation: Any, place: int, factors: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -296,12 +273,19 @@ def product_at_all_steps(equation: Any, place: int, factors: jax.Array, matrix: 
     return product.reshape(*factors.shape[:-1], *product.shape[1:])
 
 
-def _hashable(atoms: Sequence[Any]) -> list[Any]:
-    return [None if isinstance(v, Literal) else v for v in atoms]
-
-
-def _variables(atoms: Sequence[Any]) -> list[Any]:
-    return [v for v in atoms if not isinstance(v, Literal)]
+def _products(equations: Sequence[Any], outvars: Sequence[Any], stage_of: dict[Any, int]) -> list[Product]:
+    """The products in the last stage of what depends on the state with what depends on parameters alone."""
+    readers: dict[Any, list[Any]] = {v: [None] for v in variables(outvars)}
+    for equation in equations:
+        for v in variables(equation.invars):
+            readers.setdefault(v, []).append(equation)
+    found = []
+    for equation in equations:
+        stages = [stage_of[v] for v in variables(equation.invars)]
+        if equation.primitive.name == "dot_general" and sorted(stages) == [PARAMS, STATE]:
+            product = Product(equation, stages.index(STATE), equation.outvars[0])
+            found.append(_with_addend(product, readers, stage_of))
+    return found
 
 
 def _with_addend(product: Product, readers: dict[Any, list[Any]], stage_of: dict[Any, int]) -> Product:
@@ -319,31 +303,13 @@ def _with_addend(product: Product, readers: dict[Any, list[Any]], stage_of: dict
     return product._replace(result=addition.outvars[0], addend=addend)
 
 
-def evaluate(called: Any, leaves: Sequence[Any]) -> list[Any]:
-    """The results of a closed jaxpr; what it calls is inlined, compiled functions as well."""
-    jaxpr = called.jaxpr
-    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*called.consts, *leaves), strict=True))
-    for equation in jaxpr.eqns:
-        given = [_read(values, v) for v in equation.invars]
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        outs = evaluate(inner, given) if equation.primitive.name in INLINED else bind(equation, given)
-        values.update(zip(equation.outvars, outs, strict=True))
-    return [_read(values, v) for v in jaxpr.outvars]
-
-
-def bind(equation: Any, values: list[Any]) -> list[Any]:
-    """The results of an equation of a jaxpr."""
-    primitive = equation.primitive
-    with equation.ctx.manager:
-        outs = primitive.bind(*values, **primitive.get_bind_params(equation.params))
-    return list(outs) if primitive.multiple_results else [outs]
-
-
-def _read(values: dict[Any, Any], v: Any) -> Any:
-    return v.val if isinstance(v, Literal) else values[v]
+def _named(names: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
+    return dict(zip(names, values, strict=True))
 
 
 def _check(following: State, state: State) -> None:
+    like: Any
+    got: Any
     like, got = (jax.tree.structure(tree) for tree in (state, following))
     if like != got:
         raise TypeError(f"step must return a state like the one it is given, {like}, got {got}")

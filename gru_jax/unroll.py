@@ -119,7 +119,8 @@ class _Step:
     def __call__(self, params: Any, state: State, now: Any) -> State:
         params, start, drop = params
         x_t, mask, reset = now
-        advance = self.cell.step if drop is None else functools.partial(self.cell.step, recurrent_dropout_mask=drop)
+        step: Any = self.cell.step
+        advance = step if drop is None else functools.partial(step, recurrent_dropout_mask=drop)
         zero = jax.tree.map(jnp.zeros_like, state)
         if reset is not None:
             state = jax.tree.map(functools.partial(jnp.where, reset), zero if start is None else start, state)

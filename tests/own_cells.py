@@ -11,7 +11,7 @@ from gru_jax.cells import CellBase
 
 @dataclasses.dataclass(frozen=True)
 class Joined(CellBase):
-    """Input and state in one product, which is normalised; parameters in a dict; a second product depends on the first."""
+    """Input and state in one product, which is normalised; a second one depends on it. Parameters in a dict."""
 
     def init(self, key, in_features, features, /):
         one, two, three = jax.random.split(key, 3)

@@ -3,8 +3,6 @@
 In float64, where both differ by rounding alone.
 """
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp

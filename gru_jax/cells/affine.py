@@ -39,7 +39,8 @@ def project(
     Returns:
       An array (*lead, *group, *batch, H) for each gate.
     """
-    if lead == 0 or math.prod(x.shape[:-1]) <= FEW_ROWS:
+    rows = math.prod(x.shape[:-1])
+    if lead == 0 or (isinstance(rows, int) and rows <= FEW_ROWS):  # no int in an export for any size
         projected = split(product(x, kernel, lead, dtype), parts)
     else:
         projected = [product(x, kernel_g, lead, dtype) for kernel_g in split(kernel, parts)]

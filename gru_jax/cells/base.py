@@ -150,7 +150,8 @@ class CellBase:
         """
         checks.floating(name, x)
         self.check(params)
-        floating = [leaf for leaf in (x, *jax.tree.leaves(params)) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+        leaves = (x, *jax.tree.leaves(params))
+        floating = [leaf for leaf in leaves if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
         if not floating:
             raise TypeError(f"{name} or params must be floating point, got {x.dtype}")
         dtype = jnp.result_type(*floating)
@@ -444,7 +445,8 @@ def checked_state(name: str, state: State, like: State) -> State:
 
 def broadcast_state(name: str, state: State, like: State) -> State:
     """A state of the structure of `like`, each leaf broadcast to its shape by NumPy's rules, in a dtype of its own."""
-    given, expected = (jax.tree.structure(tree) for tree in (state, like))
+    given: Any = jax.tree.structure(state)
+    expected: Any = jax.tree.structure(like)
     if jax.tree_util.treedef_is_leaf(expected):
         return _part(name, state, like)
     if given != expected:
