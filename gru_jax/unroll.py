@@ -32,7 +32,8 @@ def unroll(
     explicit axes the results are sharded over the batch as the inputs are; features and weights are gathered.
 
     Args:
-      cell: the equations, e.g. `gru_jax.CUDNN`, or another cell of `gru_jax.cells`.
+      cell: the equations, e.g. `gru_jax.CUDNN`, another cell of `gru_jax.cells`, or one's own, a subclass of
+        `gru_jax.cells.CellBase`.
       params: as from `cell.init`.
       xs: (T, *batch, in_features), time first as in `jax.lax.scan`. T = 0 is allowed.
       h_0: (*batch, features), or what broadcasts to it, the state with which the call begins, zero if None: that before
@@ -48,8 +49,10 @@ def unroll(
       method: "scan", plain `lax.scan` under autodiff, the oracle; "fused", the input projection and all of the gradient
         that is parallel over time hoisted out of the loop, compiled by XLA; "native", the same by C++ kernels, on a CPU
         and in float32; "auto", native where it can be had, otherwise fused. `gru_jax.lowerings` tells which it is.
-        These are for a GRU; other cells have those in `cell.methods`: "scan", and a minGRU "parallel", an associative
-        scan. "auto" is the first of them.
+        Other cells have those in `cell.methods`: "scan", "fused", and a minGRU "parallel", an associative scan; "auto"
+        is the faster of the first two (`gru_jax.policy`), or what a minGRU says. By "fused" a gradient keeps inputs and
+        states alone, and products of the state with weights where that is faster on a CPU; a cell's step must be one
+        that `jax.jvp` can differentiate.
       recurrent_dropout_mask: (*batch, features), a constant that multiplies the state where it enters the recurrent
         products (Gal & Ghahramani, NeurIPS 2016); for a GRU only.
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from experiments import cli, config, interrupts, plots, progress, runs, tasks, training
+from tests import own_cells
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--length 6 --hidden 8 --batch 4 --chunk 5 --evaluation 8 --seeds 2 --checkpoint-seconds 0"
@@ -333,6 +334,11 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys):
         ("adding --learning-rate nan", "error: --learning-rate must be a positive number, got nan"),
         ("adding --checkpoint-seconds -1", "error: --checkpoint-seconds must be at least 0, got -1.0"),
         ("adding --cell gro", "error: unknown cell 'gro'; did you mean 'gru'?"),
+        ("adding --cell no.py:Cell", "error: unknown cell 'no.py:Cell': there is no file 'no.py' of Python"),
+        (
+            f"adding --cell {__file__}:call",
+            f"error: unknown cell '{__file__}:call': {__file__} has no gru_jax.cells.Cell",
+        ),
         ("adding --cell elman", "error: --init chrono does not go with --cell elman, but --init default does"),
         ("digits --length 65", "error: --length must be at most 64, got 65"),
         ("adding --init crono", "error: unknown init 'crono'; did you mean 'chrono'?"),
@@ -358,6 +364,14 @@ def test_bad_values(arguments, message, capsys, tmp_path, monkeypatch):
     assert error.startswith(message)
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_of_one_s_own(tmp_path):
+    """From a file, whose run resumes, and begins as the cell's init says: it has no gate that chrono could spread."""
+    options = ("--cell", f"{own_cells.__file__}:Clocked", "--steps", "4")
+    assert call(tmp_path / "run", *options) == 0
+    assert call(tmp_path / "run", *options, "--resume") == 0
+    assert cli.parse(["train", "adding", *options]).name == "adding-T100-Clocked-s0"
 
 
 @pytest.mark.parametrize("arguments", ["adding --length abc", "adding --lenght 4", ""])
