@@ -104,6 +104,18 @@ def test_rollout(capsys, monkeypatch):
     assert all(cell.endswith(" DISAGREES") for cell in row[2:])
 
 
+def test_cells(tmp_path, capsys):
+    """Outputs and gradients are the scan's; Flax' LSTM has the same equations and weights."""
+    options = ["--cells", "--shapes", "3,2,3,4", "--rounds", "1", "--sample-ms", "0"]
+    assert cli.main(["bench", *options, "--json", str(tmp_path / "c.json")]) == 0
+    written = json.loads((tmp_path / "c.json").read_text())["cells"]
+    ours = ["gru_jax-auto", "gru_jax-scan", "gru_jax-fused"]
+    lstm = [*ours, "flax LSTMCell", "flax OptimizedLSTMCell"]
+    assert [row["name"] for row in written] == [*lstm, *lstm, *ours, "flax MGUCell", *ours, "flax MGUCell"]
+    assert all(row["difference"] is None or row["difference"] < 1e-5 for row in written)
+    assert "### MGU, gradient: T = 3, B = 2, D = 3, H = 4; × the faster of Flax' cells" in capsys.readouterr().out
+
+
 @pytest.mark.long
 def test_sweep(tmp_path, capsys, monkeypatch):
     shapes = {"T": (Shape(2, 1, 2, 2), Shape(3, 1, 2, 2)), "B": (Shape(2, 3, 2, 2),), "H": (Shape(2, 1, 2, 3),)}
@@ -151,6 +163,10 @@ def test_disagreement_is_reported(tmp_path, capsys, monkeypatch):
         ("--shapes 4x2x3x5", "--shapes takes four positive integers T,B,D,H, e.g. 100,32,64,128; got '4x2x3x5'"),
         ("--sweep --shapes 4,2,3,5", "--sweep chooses its own shapes; leave --shapes out"),
         ("--rollout --shapes 4,2,3,5", "--rollout chooses its own shapes; leave --shapes out"),
+        (
+            "--cells --sweep",
+            "--cells has its own peers and no figure; leave --rollout, --sweep, --peers and --plot out",
+        ),
         ("--rollout --peers torch", "--rollout has its own peers and no figure; leave --sweep, --peers and --plot out"),
         ("--peers flaxnnx", "unknown peer 'flaxnnx'; did you mean 'flax-nnx'? Peers: gru_jax-scan, "),
         ("--rounds 0", "--rounds must be at least 1, got 0"),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.bench import growth, measure, peers
+from experiments.bench.cells import CellTime
 from experiments.bench.measure import PASSES, Cost, Result
 from experiments.bench.rollout import Rollout
 from experiments.bench.training import TrainingStep
@@ -121,6 +122,33 @@ def rollout_as_json(row: Rollout) -> dict[str, Any]:
         "samples": list(row.timing.seconds),
         "speedup": row.speedup,
         "difference": row.difference,
+    }
+
+
+def cells_table(rows: Sequence[CellTime]) -> str:
+    """One cell at one shape, one pass: a row for each way."""
+    first = rows[0]
+    sizes = ", ".join(f"{name} = {size}" for name, size in first.shape._asdict().items())
+    body = [
+        [
+            row.name,
+            f"{1e3 * row.timing.median:.2f}",
+            f"{row.speedup:.2f}",
+            f"{row.temporary_bytes / 2**20:.1f}",
+            "–" if row.difference is None else f"{row.difference:.0e}" + ("" if row.agrees else " DISAGREES"),
+        ]
+        for row in rows
+    ]
+    title = f"### {first.cell}, {first.which}: {sizes}; × the faster of Flax' cells"
+    return f"{title}\n\n" + _table(["by", "ms", "×", "temporary MiB", "differs"], body)
+
+
+def cell_as_json(row: CellTime) -> dict[str, Any]:
+    """A row of JSON's types; times in seconds."""
+    return {
+        **row._asdict(),
+        "shape": row.shape._asdict(),
+        "timing": {"seconds": row.timing.median, "samples": list(row.timing.seconds)},
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.bench import figures, growth, machine, measure, peers, report, rollout, training
+from experiments.bench import cells, figures, growth, machine, measure, peers, report, rollout, training
 from experiments.bench.measure import PASSES, Result
 from experiments.bench.settings import Bench
 
@@ -21,7 +21,7 @@ def run(options: Bench) -> int:
       The exit status: 1 if a peer computed something else than we do, or if none could run; else 0.
     """
     started = time.perf_counter()
-    own = (peers.REFERENCE,) if options.rollout else options.peers
+    own = (peers.REFERENCE,) if options.rollout or options.cells else options.peers
     names = own or (growth.guarded(peers.PEERS) if options.sweep else tuple(peers.PEERS))
     distributions = dict.fromkeys(one for name in names for one in peers.get(name).distributions)
     described = machine.describe(distributions)
@@ -33,7 +33,9 @@ def run(options: Bench) -> int:
         if not present:
             print("error: no peer can run here", file=sys.stderr)
             return 1
-        run_all = _sweeps if options.sweep else _rollouts if options.rollout else _shapes
+        run_all = _shapes
+        for chosen, of_it in ((options.sweep, _sweeps), (options.rollout, _rollouts), (options.cells, _cells)):
+            run_all = of_it if chosen else run_all
         written = {"command": options.command(), "machine": described, "skipped": skipped}
         disagreeing = sorted(set(run_all(options, present, written)))
     if options.json is not None:
@@ -91,6 +93,16 @@ def _rollout(options: Bench, steps: int, calls: int, written: dict[str, Any]) ->
     print("\n" + report.rollout_table(results), flush=True)
     rows = [row for size in results for row in size]
     written.setdefault("rollout", []).extend(map(report.rollout_as_json, rows))
+    return [row.name for row in rows if not row.agrees]
+
+
+def _cells(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[str]:
+    """A table for each cell and pass at each shape; adds to what is written as JSON."""
+    rows = []
+    for table in cells.run(options.wanted_shapes(), options.wanted_rounds(), options.sample_ms / 1e3):
+        print("\n" + report.cells_table(table), flush=True)
+        rows += table
+    written["cells"] = [report.cell_as_json(row) for row in rows]
     return [row.name for row in rows if not row.agrees]
 
 

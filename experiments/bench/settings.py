@@ -61,6 +61,8 @@ class Bench:
     """instead of the shapes, vary T from 100 to 100000, B and H one at a time"""
     rollout: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """instead of the shapes, calls of 1, 4 and 16 steps, in a scan of 128 calls and alone"""
+    cells: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """instead of GRUs, the LSTM and the minimal gated unit beside Flax' cells"""
     rounds: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 11, quick 3)")] = None
     """samples of each peer"""
     sample_ms: float = 20.0
@@ -82,6 +84,10 @@ class Bench:
                 raise ValueError(f"{option} chooses its own shapes; leave --shapes out")
         if self.rollout and (self.sweep or self.peers or self.plot is not None):
             raise ValueError("--rollout has its own peers and no figure; leave --sweep, --peers and --plot out")
+        if self.cells and (self.rollout or self.sweep or self.peers or self.plot is not None):
+            raise ValueError(
+                "--cells has its own peers and no figure; leave --rollout, --sweep, --peers and --plot out"
+            )
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
         if not 0 <= self.sample_ms <= 10_000:
