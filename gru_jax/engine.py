@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
+from gru_jax import meshes
 from gru_jax.steps import StagedStep, State, Step
 
 STATES = "gru_jax.states"
@@ -55,7 +55,7 @@ def _run(
         following, products, _ = staged.advance(weights, inputs_t, state)
         return following, (following, products if save else None)
 
-    return jax.lax.scan(body, state_0, staged.inputs(weights, xs), _length(xs), reverse=reverse)[1]
+    return jax.lax.scan(body, state_0, staged.inputs(weights, xs), length=_length(xs), reverse=reverse)[1]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -83,7 +83,7 @@ def _states_jvp(step: Step, reverse: bool, save: bool, primals: Any, tangents: A
     d_hs = jax.checkpoint(functools.partial(_tangents, step, reverse))(primals, hs, saved, given)
     leaves, structure = jax.tree.flatten(hs)
     d_leaves = [
-        np.zeros(leaf.shape, jax.dtypes.float0) if d is None else d
+        SymbolicZero(jax.typeof(leaf).to_tangent_aval()) if d is None else d
         for leaf, d in zip(leaves, _leaves(d_hs)[0], strict=True)
     ]
     return hs, jax.tree.unflatten(structure, d_leaves)
@@ -124,9 +124,9 @@ def _tangents(step: Step, reverse: bool, primals: Any, hs: State, saved: Any, ta
         _, y_t = _jvp(following, (weights, inputs_t, state, nothing), (d_weights, d_inputs_t, y_tm1, terms_t))
         return y_t, y_t
 
-    y_0 = jax.tree.map(_filled, d_state_0, state_0, is_leaf=_is_none)
+    y_0 = meshes.varied(jax.tree.map(_filled, d_state_0, state_0, is_leaf=_is_none), hs)
     now = (inputs, d_inputs, before, saved, terms)
-    return jax.lax.scan(body, y_0, now, _length(xs), reverse=reverse)[1]
+    return jax.lax.scan(body, y_0, now, length=_length(xs), reverse=reverse)[1]
 
 
 def shifted(ys: jax.Array, start: jax.Array, reverse: bool) -> jax.Array:
@@ -134,8 +134,10 @@ def shifted(ys: jax.Array, start: jax.Array, reverse: bool) -> jax.Array:
     return jnp.concatenate([ys[1:], start[None]] if reverse else [start[None], ys[:-1]])
 
 
-def _length(xs: Any) -> int:
-    return jax.tree.leaves(xs)[0].shape[0]
+def _length(xs: Any) -> int | None:
+    """The number of steps, which a loop cannot tell where nothing depends on x; None in an export for any number."""
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    return steps if isinstance(steps, int) else None
 
 
 # --- Tangents that may be None ----------------------------------------------------------------------------------------

@@ -42,6 +42,20 @@ def aligned(xs: jax.Array, params: Any, timed: Any, states: Any, lead: int = 1) 
     )
 
 
+def varying(value: jax.Array) -> frozenset[Any]:
+    """The mesh axes of a surrounding `jax.shard_map` along which a value may differ."""
+    return jax.typeof(value).manual_axis_type.varying
+
+
+def varied(tree: Any, *others: Any) -> Any:
+    """A tree whose leaves are marked as varying over devices of a `jax.shard_map` wherever any leaf does.
+
+    What goes round in a loop must be, from the start, as it comes out.
+    """
+    axes = frozenset().union(*map(varying, jax.tree.leaves((tree, others))))
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(axes - varying(x))), to="varying"), tree)
+
+
 def _typed_spec(x: jax.Array) -> tuple[Any, ...]:
     """How an explicit mesh shards each axis."""
     spec = jax.typeof(x).sharding.spec

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from gru_jax import lowering, partitioning, recurrence, shapes
+from gru_jax import lowering, meshes, partitioning, recurrence, shapes
 from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, Preactivations, apply, apply_transposed, preactivation_count
 from gru_jax.recurrence import KEPT, Operands, select, shifted, unless
@@ -90,14 +90,7 @@ def _bind(primitive: Primitive, named: dict[str, Any], **params: Any) -> Any:
         partitioning.prepare(*_PRIMITIVES)
     # Inside shard_map, operands that are equal on all devices must be marked as varying like the others are, so that
     # their gradient is summed over devices.
-    varying = frozenset().union(*map(_varying, named.values()))
-    aligned = [jax.lax.pcast(value, tuple(sorted(varying - _varying(value))), to="varying") for value in named.values()]
-    return primitive.bind(*aligned, names=tuple(named), **params)
-
-
-def _varying(value: jax.Array) -> frozenset[Any]:
-    """The mesh axes of a surrounding shard_map along which a value may differ."""
-    return jax.typeof(value).manual_axis_type.varying
+    return primitive.bind(*meshes.varied(tuple(named.values())), names=tuple(named), **params)
 
 
 # --- Definitions ------------------------------------------------------------------------------------------------------

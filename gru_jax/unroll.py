@@ -100,6 +100,7 @@ def unroll(
     if steps == 0:
         return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), xs.dtype)
     xs, params, (mask, resets), (h_0, start, drop) = meshes.aligned(xs, params, (mask, resets), (h_0, start, drop))
+    h_0 = meshes.varied(h_0, xs, params, mask, resets, start, drop)
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
     runs = {"scan": _scan, "parallel": _parallel, "fused": _fused, "auto": _auto}

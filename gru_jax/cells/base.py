@@ -169,9 +169,11 @@ def _features(cell: Any, structure: Any, shapes: tuple[tuple[int, ...], ...]) ->
     sizes = sorted({size for shape in shapes for size in shape})
     divisors = sorted({d for size in sizes for d in range(1, size) if size % d == 0}.difference(sizes))
     for candidates in (sizes, sizes + divisors):
+        # Weights of x and h in one have in_features + features rows.
+        differences = {one - other for one in sizes for other in candidates if one > other}
         fitting = {
             features
-            for features, in_features in itertools.product(candidates, candidates)
+            for features, in_features in itertools.product(candidates, differences.union(candidates))
             if _shapes(cell, in_features, features) == (structure, shapes)
         }
         if len(fitting) == 1:
