@@ -10,10 +10,44 @@ import pytest
 
 import gru_jax
 from gru_jax.cells import LSTM, Elman, Leaky, LSTMState, MinGRU, RefineGRU
+from tests import cases, oracle
 from tests.cases import BATCH, FEATURES, IN_FEATURES, OPTIONS, STEPS, unroll
-from tests.compared import CASES, KEY, chosen, each_run, expected, flat, problem
+from tests.compared import CASES, KEY, chosen, each_case, each_run, expected, flat, problem, weights
 
 # --- Values -----------------------------------------------------------------------------------------------------------
+
+
+@each_case
+def test_one_step_and_its_gates(case):
+    case = CASES[case]
+    params, xs, state = problem(case)
+    got, gates = jax.jit(lambda *now: (case.cell.step(*now), case.cell.gates(*now)))(params, state, xs[0])
+    steps = [
+        case.step(weights(case, params), tuple(np.asarray(part[b]) for part in jax.tree.leaves(state)), xs[0, b])
+        for b in range(BATCH)
+    ]
+    desired, theirs = jax.tree.map(lambda *parts: np.stack(parts), *steps)
+    chex.assert_trees_all_close(tuple(jax.tree.leaves(got)), desired, atol=1e-14)
+    named = dict(zip(case.cell.order, case.letters.split(), strict=True))
+    for name, values in gates.items():
+        letter = named.get(name, name)
+        expected = np.broadcast_to(theirs[letter[-1]].reshape(BATCH, -1), (BATCH, FEATURES))
+        np.testing.assert_allclose(values, 1 - expected if letter[0] == "-" else expected, atol=1e-14)
+    assert set(case.cell.order) <= set(gates)
+    assert not case.cell.update_gate or case.cell.update_gate in gates
+
+
+@pytest.mark.parametrize("name", cases.CELLS)
+def test_gates_of_a_gru(name):
+    cell, (params, xs, h, *_) = cases.CELLS[name], cases.problem(cases.CELLS[name])
+    options = {"reset_after": cell.reset_after, "candidate": oracle.sigmoid if name == "goodfellow" else np.tanh}
+    got = cell.gates(params, h, xs[0])
+    for b in range(BATCH):
+        desired = oracle.gru_gates(oracle.weights(params), np.asarray(h[b]), np.asarray(xs[0, b]), **options)
+        chex.assert_trees_all_close({gate: value[b] for gate, value in got.items()}, desired, atol=1e-14)
+
+
+ZONEOUT = {"zoneout": ("zoneout",), "zoned": ("zoneout_mask", "mask", "lengths", "resets", "reverse")}
 
 
 @each_run
@@ -21,17 +55,18 @@ def test_options_agree_with_the_numpy_loop(case, method):
     """Every combination of options, in one compiled program."""
     case = CASES[case]
     arguments = problem(case)
+    rows = {name: options for name, options in OPTIONS.items() if name != "dropout"}
+    rows |= {} if method == "parallel" else ZONEOUT
 
     @jax.jit
     def run(params, xs, state_0):
         return {
             name: gru_jax.unroll(case.cell, params, xs, state_0, **chosen(options, state_0), method=method)
-            for name, options in OPTIONS.items()
-            if name != "dropout"
+            for name, options in rows.items()
         }
 
     for name, result in run(*arguments).items():
-        desired = expected(case, *arguments, chosen(OPTIONS[name], arguments[2]))
+        desired = expected(case, *arguments, chosen(rows[name], arguments[2]))
         chex.assert_trees_all_close(flat(result), desired, atol=1e-12)
 
 

@@ -49,7 +49,7 @@ def wrong_params(cell):
     for leaf, value in params._asdict().items():
         if value is None:
             continue
-        for what, wrong in wrong_values(value, leaf in ("kernel", "recurrent_kernel", "leak")).items():
+        for what, wrong in wrong_values(value, leaf not in ("bias", "recurrent_bias")).items():
             yield leaf, what, params._replace(**{leaf: wrong})
 
 
