@@ -13,6 +13,7 @@ from gru_jax.cells import LSTM, Elman, Leaky, LSTMState, MinGRU, RefineGRU
 from tests import cases, oracle
 from tests.cases import BATCH, FEATURES, IN_FEATURES, OPTIONS, STEPS, unroll
 from tests.compared import CASES, KEY, chosen, each_case, each_run, expected, flat, problem, weights
+from tests.own_cells import OWN, Clock, Dropped
 
 # --- Values -----------------------------------------------------------------------------------------------------------
 
@@ -141,6 +142,69 @@ def test_gradients_of_many_seeds_at_once(case, method):
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], both), one, atol=1e-12)
 
 
+# --- Zoneout and recurrent dropout ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cudnn", "cho2014"])
+def test_zoneout_of_a_gru(name):
+    """By the general forms: "auto" is one of them then. A rate of zero is none."""
+    cell = cases.CELLS[name]
+    params, xs, h_0, start, options = cases.problem(cell, ("mask", "lengths", "resets", "reverse"))
+    keep = jax.random.bernoulli(KEY, 0.4, (STEPS, BATCH, FEATURES))
+    every = {"rate": {"zoneout": 0.3}, "mask": {"zoneout": 0.3, "zoneout_mask": keep}}
+
+    @jax.jit
+    def run(params, xs, h_0, start):
+        return {
+            (row, method): unroll(cell, params, xs, h_0, start, **options, **zoneout, method=method)
+            for row, zoneout in every.items()
+            for method in ("auto", "fused", "scan")
+        }
+
+    def step(w, state, x):
+        gates = oracle.gru_gates(w, state[0], x, reset_after=cell.reset_after)
+        return (gates["z"] * state[0] + (1 - gates["z"]) * gates["n"],), gates
+
+    case = CASES["lstm"]._replace(cell=cell, step=step, letters="r z n")
+    for (row, _), result in run(params, xs, h_0, start).items():
+        zoneout = {"zoneout_mask": keep} if row == "mask" else {"zoneout": 0.3}
+        desired = expected(case, params, xs, h_0, options | {"reset_state": start} | zoneout)
+        chex.assert_trees_all_close(flat(result), desired, atol=1e-12)
+
+    def primitives(**zoneout):
+        return "gru_states" in str(jax.make_jaxpr(lambda: gru_jax.unroll(cell, params, xs, h_0, **zoneout))())
+
+    assert primitives()
+    assert primitives(zoneout=0.0)
+    assert not primitives(zoneout=0.1)
+    with pytest.raises(ValueError, match="method='native' has no zoneout"):
+        gru_jax.unroll(cell, params, xs, zoneout=0.1, method="native")
+
+
+def test_zoneout_of_a_state_with_integers():
+    """A clock is never held by it; of one rate or mask for all, it takes no part."""
+    cell, xs = OWN["clocked"], jnp.ones((STEPS, BATCH, IN_FEATURES))
+    params = cell.init(KEY, IN_FEATURES, FEATURES)
+    every = jnp.ones((STEPS, BATCH, FEATURES), bool)
+    for zoneout in ({"zoneout": 0.5}, {"zoneout_mask": every}, {"zoneout_mask": Clock(jnp.ones(3), every)}):
+        state, hs = gru_jax.unroll(cell, params, xs, **zoneout)
+        assert (state.t == STEPS).all()
+        assert hs.any() == ("zoneout" in zoneout)
+
+
+def test_recurrent_dropout_of_a_cell_of_ones_own():
+    cell, mask = Dropped(), jnp.array([2.0, 0.0, 2.0, 0.0])
+    params, xs = cell.init(KEY, IN_FEATURES, FEATURES), jax.random.normal(KEY, (STEPS, IN_FEATURES))
+    got = [gru_jax.unroll(cell, params, xs, recurrent_dropout_mask=mask, method=m)[1] for m in ("scan", "fused")]
+    h, hs = jnp.zeros(FEATURES), []
+    for x in xs:
+        h = cell.step(params, h, x, recurrent_dropout_mask=mask)
+        hs.append(h)
+    chex.assert_trees_all_close(*got, jnp.stack(hs), atol=1e-12)
+    with pytest.raises(ValueError, match="the step of Joined does not take it"):
+        gru_jax.unroll(OWN["joined"], params, xs, recurrent_dropout_mask=mask)
+
+
 # --- Special cases and other frameworks -------------------------------------------------------------------------------
 
 
@@ -237,7 +301,7 @@ def test_parallel_is_exact_where_gates_saturate_and_candidates_vanish():
 
 
 def test_minimal_gru_without_method_runs_by_platform():
-    assert set(MinGRU().methods) == {"scan", "parallel"}
+    assert set(MinGRU().methods) == {"scan", "parallel", "fused"}
     params, xs, h_0 = problem(CASES["mingru"])
     loops = {
         method: "scan" in str(jax.make_jaxpr(lambda m=method: gru_jax.unroll(MinGRU(), params, xs, h_0, method=m))())
