@@ -64,7 +64,8 @@ def _by_leaf(name: str, values: Any, state: Any) -> list[tuple[str, Any, jax.Arr
     """For each leaf of a state the name of its value, the value, and the leaf, None if it is of integers."""
     leaves, structure = jax.tree.flatten(state)
     floating = [leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None for leaf in leaves]
-    if jax.tree.structure(values) == structure and not jax.tree_util.treedef_is_leaf(structure):
+    of_values: Any = jax.tree.structure(values)
+    if of_values == structure and not jax.tree_util.treedef_is_leaf(structure):
         given = [(name + jax.tree_util.keystr(path), v) for path, v in jax.tree_util.tree_leaves_with_path(values)]
     else:
         given = [(name, values)] * len(leaves)

@@ -49,6 +49,7 @@ class DiagonalGRU(Packed[DiagonalParams]):
       paper itself was not at hand. S. Li et al.: Independently recurrent neural network, CVPR 2018 (arXiv:1803.04831),
       for a network without gates.
 
+    >>> import jax.numpy as jnp
     >>> cell = DiagonalGRU()
     >>> params = cell.init(jax.random.key(0), in_features=3, features=4)
     >>> params.recurrent_kernel.shape, cell.step(params, jnp.zeros((2, 4)), jnp.ones((2, 3))).shape

@@ -120,17 +120,20 @@ class LayerNormGRU(Packed[LayerNormParams]):
             a_r, a_z, a_n = split(biased(self._normalised(x_a + h_a, params.gain), params.bias))
             r = jax.nn.sigmoid(a_r)
             return {"r": r, "z": jax.nn.sigmoid(a_z - self.update_bias), "n": jnp.tanh(r * a_n)}
-        p_r, p_z, p_n = split(biased(self._by_gates_and_candidate(x_a, params.gain), params.bias))
-        q_r, q_z, q_n = split(self._by_gates_and_candidate(h_a, params.recurrent_gain))
+        biases = [None] * 3 if params.bias is None else split(params.bias)
+        p_r, p_z, p_n = map(biased, self._by_gates_and_candidate(x_a, params.gain), biases)
+        q_r, q_z, q_n = self._by_gates_and_candidate(h_a, params.recurrent_gain)
         r = gates.reset_gate(p_r, q_r)
         n = gates.candidate_reset_after(p_n, biased(q_n, params.recurrent_bias), r)
         return {"r": r, "z": jax.nn.sigmoid(p_z + q_z - self.update_bias), "n": n}
 
-    def _by_gates_and_candidate(self, a: jax.Array, gain: Any) -> jax.Array:
-        """The preactivations (..., 3H), of which r and z are normalised together, and n by itself."""
+    def _by_gates_and_candidate(self, a: jax.Array, gain: Any) -> list[jax.Array]:
+        """The preactivations (..., 3H) by gate, of which r and z are normalised together, and n by itself."""
         width = 2 * (a.shape[-1] // 3)
-        parts = (a[..., :width], gain[:width]), (a[..., width:], gain[width:])
-        return jnp.concatenate([self._normalised(*part) for part in parts], axis=-1)
+        return [
+            *split(self._normalised(a[..., :width], gain[:width]), 2),
+            self._normalised(a[..., width:], gain[width:]),
+        ]
 
     def _normalised(self, a: jax.Array, gain: Any) -> jax.Array:
         """g ⊙ LN(a)."""
