@@ -159,13 +159,20 @@ def test_vmap_of_a_gradient_and_gradient_of_a_vmap(name, axes):
     chex.assert_trees_all_close(run("fused"), run("scan"), atol=1e-9, rtol=1e-9)
 
 
+KINDS = ("lstm", "mgu", "mingru", "dreamer", "block", "diagonal", "joined", "clocked", "heads")
+each_kind = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in KINDS else pytest.mark.long) for name in CELLS if name != "gru"],
+)
+
+
 def gradient_of_outputs(name, steps, batch):
     """A gradient by parameters and inputs, and these."""
     cell, (params, xs, *_) = problem(name, steps=steps, batch=batch)
     return lambda params, xs: gru_jax.unroll(cell, params, xs, method="fused")[1].sum(), (params, xs)
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if name != "gru"])
+@each_kind
 def test_a_gradient_keeps_inputs_and_states_alone(name):
     steps, batch = 37, 5
     f, args = gradient_of_outputs(name, steps, batch)
@@ -189,7 +196,7 @@ def jaxprs(jaxpr):
                     todo.append((getattr(inner, "jaxpr", inner), looped or equation.primitive.name == "scan"))
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if name != "gru"])
+@each_kind
 def test_gradients_of_weights_are_products_over_all_steps(name):
     """No product within a loop makes a matrix of weights, and no array outside holds one for each step."""
     steps, batch = 37, 5
