@@ -1,7 +1,7 @@
 """Zoneout: units that keep their old values, at random or, in evaluation, in expectation.
 
-The new values are those that the cell makes of the old state: the h of an LSTM follows from its new memory, whether that
-is kept or not.
+The new values are those that the cell makes of the old state: the h of an LSTM follows from its new memory, whether
+that is kept or not.
 
 Reference:
   D. Krueger et al.: Zoneout: Regularizing RNNs by randomly preserving hidden activations, arXiv:1606.01305.
