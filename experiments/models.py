@@ -20,8 +20,18 @@ CELLS: dict[str, Any] = {
     "gru-cho2014": gru_jax.CHO2014,
     "gru-goodfellow": gru_jax.GOODFELLOW,
     "gru-refine": cells.RefineGRU(),
+    "gru-dreamer": cells.DREAMER,
+    "gru-ba2016": cells.BA2016,
+    "gru-block": cells.BlockGRU(heads=8),
+    "gru-diagonal": cells.DiagonalGRU(),
     "mgu": cells.MGU(),
     "mingru": cells.MinGRU(),
+    "ligru": cells.LiGRU(),
+    "ugrnn": cells.UGRNN(),
+    "mut1": cells.MUT1(),
+    "mut2": cells.MUT2(),
+    "mut3": cells.MUT3(),
+    "cfn": cells.CFN(),
     "lstm": cells.LSTM(),
     "elman": cells.Elman(),
     "leaky": cells.Leaky(time_constant=10.0),
@@ -132,14 +142,16 @@ class Model:
         Raises:
           ValueError: if even one unit needs more than twice as many.
 
-        >>> Model("gru").fit(70_000, 2, 1)
-        151
+        >>> Model("gru").fit(70_000, 2, 1), Model("gru-block").fit(70_000, 2, 1)
+        (151, 416)
         """
-        below, above = 0, 1
+        # Units come in groups, each with a part of every head.
+        group = getattr(cell(self.cell), "heads", 1)
+        below, above = 0, group
         while self.count(in_features, above, out_features) < parameters:
             below, above = above, 2 * above
-        while above - below > 1:
-            middle = (below + above) // 2
+        while above - below > group:
+            middle = (below + above) // (2 * group) * group
             if self.count(in_features, middle, out_features) < parameters:
                 below = middle
             else:

@@ -2,14 +2,17 @@
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, engine, meshes, policy, primitives
-from gru_jax.cells import GRU, Cell, State, as_given, checked_state
+from gru_jax.cells import GRU, Cell, Packed, State, as_given, checked_state
 from gru_jax.recurrence import Operands
+from gru_jax.zoneout import Keep, zone_out
+from gru_jax.zoneout import checked as checked_zoneout
 
 
 def unroll(
@@ -25,6 +28,8 @@ def unroll(
     reverse: bool = False,
     method: str = "auto",
     recurrent_dropout_mask: jax.Array | None = None,
+    zoneout: Any = None,
+    zoneout_mask: Any = None,
 ) -> tuple[State, jax.Array]:
     """Runs a cell over time: h_t = step(h_tm1, x_t) for t = 0 … T − 1.
 
@@ -54,7 +59,14 @@ def unroll(
         states alone, and products of the state with weights where that is faster on a CPU; a cell's step must be one
         that `jax.jvp` can differentiate.
       recurrent_dropout_mask: (*batch, features), a constant that multiplies the state where it enters the recurrent
-        products (Gal & Ghahramani, NeurIPS 2016); for a GRU only.
+        products (Gal & Ghahramani, NeurIPS 2016); for a cell whose `step` takes it, as a GRU's does.
+      zoneout: the rate in [0, 1) at which a unit keeps its old value, whatever the cell says (Krueger et al.,
+        arXiv:1606.01305). Without a mask each step is the expectation, rate · old + (1 − rate) · new, as in evaluation.
+        Of a state of several arrays one rate for all, or one for each, e.g. ``LSTMState(h=0.05, c=0.5)``; arrays of
+        integers in a state take no part. "native" and "parallel" have no zoneout, and "auto" is another method then.
+      zoneout_mask: (T, *batch, features), bool or numbers as `mask`, drawn at the rate: where True the old value is
+        kept. It takes the place of the expectation, so that the rate may be left out. Of a state of several arrays one
+        mask for all, or one for each.
 
     Returns:
       (h_T, hs): the state after the last step in the direction of time, (*batch, features), and the output of every
@@ -77,7 +89,6 @@ def unroll(
     if not isinstance(cell, Cell) or isinstance(cell, type):
         raise TypeError(f"cell must be a gru_jax.GRU or another of gru_jax.cells, got {type(cell).__name__}")
     checks.choice("method", method, tuple(dict.fromkeys(("auto", *cell.methods))))
-    method = cell.methods[0] if method == "auto" else method
     xs = checks.array("xs", xs)
     checks.time_is_whole("xs", xs, 0)
     if xs.ndim < 2:
@@ -89,6 +100,8 @@ def unroll(
     h_0 = checked_state("h_0", given, zero)
     start = None if reset_state is None else checked_state("reset_state", reset_state, zero)
     drop = _dropout(cell, recurrent_dropout_mask, zero)
+    rates, zoned = checked_zoneout(zoneout, zoneout_mask, zero, steps)
+    method = _method(cell, method, zoneout=rates is not None or zoned is not None)
     mask = _flags("mask", mask, xs)
     resets = _flags("resets", resets, xs)
     if lengths is not None:
@@ -99,87 +112,82 @@ def unroll(
         resets = None if resets is None else resets & counts
     if steps == 0:
         return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), xs.dtype)
-    xs, params, (mask, resets), (h_0, start, drop) = meshes.aligned(xs, params, (mask, resets), (h_0, start, drop))
-    h_0 = meshes.varied(h_0, xs, params, mask, resets, start, drop)
+    xs, params, (mask, resets, zoned), (h_0, start, drop) = meshes.aligned(
+        xs, params, (mask, resets, zoned), (h_0, start, drop)
+    )
+    h_0 = meshes.varied(h_0, xs, params, mask, resets, zoned, start, drop)
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
-    runs = {"scan": _scan, "parallel": _parallel, "fused": _fused, "auto": _auto}
-    run: Any = runs[method] if method == "scan" or not isinstance(cell, GRU) else functools.partial(_gru, method=method)
-    h_T, hs = run(cell, params, xs, h_0, drop, mask, resets, None if resets is None else start, reverse)
+    start = None if resets is None else start
+    if isinstance(cell, GRU) and method != "scan" and rates is None and zoned is None:
+        h_T, hs = _gru(cell, params, xs, h_0, drop, mask, resets, start, reverse, method)
+    elif method == "parallel":
+        h_T, hs = _parallel(cell, params, xs, h_0, mask, resets, start, reverse)
+    else:
+        runs = {"scan": _scan, "fused": _fused, "auto": _auto}
+        h_T, hs = runs[method](_Step(cell, rates), reverse, (params, start, drop), h_0, (xs, mask, resets, zoned))
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
     return as_given(h_T, given), outputs.astype(xs.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A cell's step within a call: at resets from another state, and none where it is masked.
+    """A cell's step within a call: at resets from another state, zoned out, and none where it is masked.
 
-    It takes (params, reset_state, recurrent_dropout_mask), a state, and (x, mask, reset), of which all but params and x
-    may be None.
+    It takes (params, reset_state, recurrent_dropout_mask), a state, and (x, mask, reset, zoneout masks), of which all
+    but params and x may be None.
+
+    Attributes:
+      cell: the equations.
+      rates: of zoneout, where there are no masks for it.
     """
 
     cell: Cell
+    rates: Keep = None
 
     def __call__(self, params: Any, state: State, now: Any) -> State:
         params, start, drop = params
-        x_t, mask, reset = now
-        step: Any = self.cell.step
-        advance = step if drop is None else functools.partial(step, recurrent_dropout_mask=drop)
+        x_t, mask, reset, zoned = now
+        # The arguments of this package's cells have been checked; another's step is all there is.
+        advance: Any = self.cell.advance if isinstance(self.cell, Packed) else self.cell.step
+        options = {} if drop is None else {"recurrent_dropout_mask": drop}
         zero = jax.tree.map(jnp.zeros_like, state)
+        keep = self.rates if zoned is None else zoned
         if reset is not None:
             state = jax.tree.map(functools.partial(jnp.where, reset), zero if start is None else start, state)
         if mask is None:
-            return advance(params, state, x_t)
+            return zone_out(keep, state, advance(params, state, x_t, **options))
         # A state that is held, which may be a NaN, enters no step: there its derivative would be 0 · NaN.
         held = functools.partial(jax.tree.map, functools.partial(jnp.where, mask))
-        return held(advance(params, held(state, zero), x_t), state)
+        before = held(state, zero)
+        return held(zone_out(keep, before, advance(params, before, x_t, **options)), state)
 
 
-def _scan(
-    cell: Cell,
-    params: Any,
-    xs: jax.Array,
-    h_0: State,
-    drop: jax.Array | None,
-    mask: jax.Array | None,
-    resets: jax.Array | None,
-    start: State | None,
-    reverse: bool,
-) -> tuple[State, jax.Array]:
-    """Last state and outputs, step by step: nothing but `cell.step` under `lax.scan`."""
+def _scan(step: _Step, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
+    """Last state and outputs, step by step: nothing but the cell's step under `lax.scan`."""
 
     def body(h_tm1: State, now: Any) -> tuple[State, jax.Array]:
-        h_t = _Step(cell)((params, start, drop), h_tm1, now)
-        return h_t, cell.output(h_t)
+        h_t = step(params, h_tm1, now)
+        return h_t, step.cell.output(h_t)
 
-    return jax.lax.scan(body, h_0, (xs, mask, resets), reverse=reverse)
+    return jax.lax.scan(body, h_0, xs, reverse=reverse)
 
 
 # Compiled, so that eager calls compile it once for every cell.
 _states = jax.jit(engine.states, static_argnums=(0, 1, 2))
 
 
-def _fused(
-    cell: Cell,
-    params: Any,
-    xs: jax.Array,
-    h_0: State,
-    drop: jax.Array | None,
-    mask: jax.Array | None,
-    resets: jax.Array | None,
-    start: State | None,
-    reverse: bool,
-) -> tuple[State, jax.Array]:
+def _fused(step: _Step, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
     """Last state and outputs, by the two recurrences of `gru_jax.engine`."""
-    save = policy.saves_products(params, xs.shape[1:-1])
-    hs = _states(_Step(cell), reverse, save, (params, start, drop), h_0, (xs, mask, resets))
-    return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], hs), jax.vmap(cell.output)(hs)
+    save = policy.saves_products(params[0], xs[0].shape[1:-1])
+    hs = _states(step, reverse, save, params, h_0, xs)
+    return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], hs), jax.vmap(step.cell.output)(hs)
 
 
-def _auto(cell: Cell, params: Any, xs: jax.Array, *operands: Any) -> tuple[State, jax.Array]:
+def _auto(step: _Step, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
     """Last state and outputs, by whichever is faster."""
-    run = _scan if policy.scans(params, xs.shape[1:-1]) else _fused
-    return run(cell, params, xs, *operands)
+    run = _scan if policy.scans(params[0], xs[0].shape[1:-1]) else _fused
+    return run(step, reverse, params, h_0, xs)
 
 
 def _parallel(
@@ -187,7 +195,6 @@ def _parallel(
     params: Any,
     xs: jax.Array,
     h_0: jax.Array,
-    drop: jax.Array | None,
     mask: jax.Array | None,
     resets: jax.Array | None,
     start: jax.Array | None,
@@ -225,16 +232,26 @@ def within(lengths: jax.Array, steps: int) -> jax.Array:
     return t < lengths.astype(t.dtype)[None]
 
 
+def _method(cell: Cell, method: str, zoneout: bool) -> str:
+    """The method that "auto" is; with zoneout only those are left that run the cell's own step."""
+    chosen = cell.methods[0] if method == "auto" else method
+    if not zoneout or chosen in ("auto", "scan", "fused"):
+        return chosen
+    if method != "auto":
+        raise ValueError(f"method={method!r} has no zoneout: it does not run the cell's step; take 'fused' or 'scan'")
+    return "fused"
+
+
 def _dropout(cell: Cell, mask: Any, zero: State) -> jax.Array | None:
-    """The recurrent dropout mask, shaped and typed like the state; or None."""
+    """The recurrent dropout mask, shaped and typed like the output; or None."""
     if mask is None:
         return None
-    if not isinstance(cell, GRU):
-        raise ValueError(f"recurrent_dropout_mask must be None: it is for a gru_jax.GRU, got {type(cell).__name__}")
-    mask = checks.array("recurrent_dropout_mask", mask)
-    checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", zero.shape)
+    if "recurrent_dropout_mask" not in inspect.signature(cell.step).parameters:
+        raise ValueError(f"recurrent_dropout_mask must be None: the step of {type(cell).__name__} does not take it")
+    mask, like = checks.array("recurrent_dropout_mask", mask), cell.output(zero)
+    checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", like.shape)
     checks.floating("recurrent_dropout_mask", mask)
-    return jax.lax.stop_gradient(mask.astype(zero.dtype))
+    return jax.lax.stop_gradient(mask.astype(like.dtype))
 
 
 def _flags(name: str, value: Any, xs: jax.Array) -> jax.Array | None:

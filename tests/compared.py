@@ -10,7 +10,24 @@ import pytest
 
 import gru_jax
 from gru_jax import initializers
-from gru_jax.cells import LSTM, MGU, Elman, Leaky, MinGRU, RefineGRU
+from gru_jax.cells import (
+    BA2016,
+    CFN,
+    DREAMER,
+    LSTM,
+    MGU,
+    MUT1,
+    MUT2,
+    MUT3,
+    UGRNN,
+    BlockGRU,
+    DiagonalGRU,
+    Elman,
+    Leaky,
+    LiGRU,
+    MinGRU,
+    RefineGRU,
+)
 from tests import oracle
 from tests.cases import BATCH, FEATURES, IN_FEATURES, STEPS, flags, normal_init
 
@@ -18,13 +35,22 @@ TAU = (1.0, 3.0, 10.0, 50.0)
 
 
 class Case(NamedTuple):
-    """A cell, its step in the oracle, the paper's letters for its gates; after a minus its gate has the other sign."""
+    """A cell and its step in the oracle.
+
+    Attributes:
+      letters: the paper's for its gates; after a minus its gate has the other sign.
+      recurrent_letters: of the gates with recurrent weights, where not all have them.
+      signed: the parameters whose sign changes with that of the gate.
+    """
 
     cell: gru_jax.cells.Cell
     step: Callable
     letters: str
+    recurrent_letters: str = ""
+    signed: tuple[str, ...] = ("kernel", "recurrent_kernel", "bias")
 
 
+NORMALISED = ("bias", "gain", "recurrent_gain")
 CASES = {
     "lstm": Case(LSTM(), oracle.lstm, "i f g o"),
     "elman": Case(Elman(), oracle.leaky, "n"),
@@ -33,24 +59,44 @@ CASES = {
     "mgu": Case(MGU(), oracle.mgu, "-f n"),
     "mingru": Case(MinGRU(), oracle.mingru, "-z n"),
     "refine": Case(RefineGRU(), oracle.refine_gru, "r f s n"),
+    "ugrnn": Case(UGRNN(), oracle.ugrnn, "g c"),
+    "ligru": Case(LiGRU(), oracle.ligru, "g c"),
+    "cfn": Case(CFN(), oracle.cfn, "θ η n", "θ η"),
+    "mut1": Case(MUT1(), oracle.mut1, "r -z n", "r n"),
+    "mut2": Case(MUT2(), oracle.mut2, "r -z n"),
+    "mut3": Case(MUT3(), oracle.mut3, "r -z n"),
+    "dreamer": Case(DREAMER, oracle.dreamer, "r -u n", signed=NORMALISED),
+    "ba2016": Case(BA2016, oracle.layer_norm_gru, "r -u n", signed=NORMALISED),
+    "block": Case(BlockGRU(2), oracle.block_gru, "r z n"),
+    "diagonal": Case(DiagonalGRU(), oracle.diagonal_gru, "r z n"),
 }
 KEY = jax.random.key(0)
+
+SHORT = ("lstm", "mingru", "dreamer")
+"""Of these cells the tables run with the short tests: a state of two arrays, a form in parallel, statistics."""
 
 each_case = pytest.mark.parametrize("case", CASES)
 each_run = pytest.mark.parametrize(
     ("case", "method"),
-    [(name, method) for name, case in CASES.items() for method in case.cell.methods if method != "auto"],
+    [
+        pytest.param(name, method, marks=() if name in SHORT else pytest.mark.long)
+        for name, case in CASES.items()
+        for method in case.cell.methods
+        if method != "auto"
+    ],
 )
 
 
 def weights(case, params):
     """The oracle's weights, in the paper's letters and signs."""
     w = {"tau": 1.0}
-    letters = case.letters.split()
-    for field, name in (("kernel", "W"), ("recurrent_kernel", "U"), ("bias", "b")):
+    fields = {"kernel": "W", "recurrent_kernel": "U", "bias": "b", "gain": "g", "recurrent_gain": "k"}
+    for field, name in fields.items():
         if (packed := getattr(params, field, None)) is not None:
+            recurrent = case.recurrent_letters if field == "recurrent_kernel" else ""
+            letters = (recurrent or case.letters).split()
             for letter, block in zip(letters, np.split(np.asarray(packed, np.float64), len(letters), -1), strict=True):
-                w[f"{name}_{letter[-1]}"] = -block if letter[0] == "-" else block
+                w[f"{name}_{letter[-1]}"] = -block if letter[0] == "-" and field in case.signed else block
     if getattr(params, "recurrent_bias", None) is not None:
         w["c_n"] = np.asarray(params.recurrent_bias, np.float64)
     if isinstance(case.cell, Leaky):
@@ -70,6 +116,9 @@ def problem(case, *, dtype=jnp.float64, steps=STEPS):
         recurrent_kernel_init=initializers.lecun_normal,
         dtype=jnp.float64,
     )
+    for i, name in enumerate(("gain", "recurrent_gain")):
+        if getattr(params, name, None) is not None:
+            params = params._replace(**{name: normal_init(jax.random.key(i), (3 * FEATURES,), jnp.float64)})
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     zero = case.cell.initial_state(params, (BATCH,))
     leaves, structure = jax.tree.flatten(zero)
@@ -88,6 +137,12 @@ def chosen(options, state_0, steps=STEPS):
         "resets": jax.random.bernoulli(keys[1], 0.3, (steps, BATCH)),
         "reverse": True,
     }
+    leaves, structure = jax.tree.flatten(state_0)
+    rates, masks = (0.3, 0.6)[: len(leaves)], jax.random.bernoulli(KEY, 0.4, (len(leaves), steps, *leaves[0].shape))
+    every |= {
+        "zoneout": jax.tree.unflatten(structure, rates),
+        "zoneout_mask": jax.tree.unflatten(structure, masks),
+    }
     start = {"reset_state": jax.tree.map(lambda part: part[::-1] / 2, state_0)} if "resets" in options else {}
     return start | {name: every[name] for name in options if name in every}
 
@@ -95,13 +150,10 @@ def chosen(options, state_0, steps=STEPS):
 def expected(case, params, xs, state_0, options):
     mask, resets = (None if flag is None else np.asarray(flag) for flag in flags(options))
     parts = tuple(np.asarray(part, np.float64) for part in jax.tree.leaves(state_0))
-    start = jax.tree.map(np.asarray, options.get("reset_state"))
-    everything = {
-        "mask": mask,
-        "resets": resets,
-        "reset_state": None if start is None else tuple(jax.tree.leaves(start)),
-        "reverse": options.get("reverse", False),
-    }
+    everything = {"mask": mask, "resets": resets, "reverse": options.get("reverse", False)}
+    for name in ("reset_state", "zoneout", "zoneout_mask"):
+        if name in options:
+            everything[name] = tuple(map(np.asarray, jax.tree.leaves(options[name])))
     return oracle.run(case.step, weights(case, params), np.asarray(xs, np.float64), parts, **everything)
 
 

@@ -80,4 +80,13 @@ class Heads(CellBase):
         return jnp.tanh(x @ params["W"] + heads(h) - heads(jnp.sin(h)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Dropped(Joined):
+    """A step that takes a recurrent dropout mask."""
+
+    def step(self, params, h, x, /, *, recurrent_dropout_mask=None):
+        seen = h if recurrent_dropout_mask is None else recurrent_dropout_mask * h
+        return super().step(params, seen, x)
+
+
 OWN = {"joined": Joined(), "clocked": Clocked(), "heads": Heads()}

@@ -10,10 +10,45 @@ import pytest
 
 import gru_jax
 from gru_jax.cells import LSTM, Elman, Leaky, LSTMState, MinGRU, RefineGRU
+from tests import cases, oracle
 from tests.cases import BATCH, FEATURES, IN_FEATURES, OPTIONS, STEPS, unroll
-from tests.compared import CASES, KEY, chosen, each_run, expected, flat, problem
+from tests.compared import CASES, KEY, chosen, each_case, each_run, expected, flat, problem, weights
+from tests.own_cells import OWN, Clock, Dropped
 
 # --- Values -----------------------------------------------------------------------------------------------------------
+
+
+@each_case
+def test_one_step_and_its_gates(case):
+    case = CASES[case]
+    params, xs, state = problem(case)
+    got, gates = jax.jit(lambda *now: (case.cell.step(*now), case.cell.gates(*now)))(params, state, xs[0])
+    steps = [
+        case.step(weights(case, params), tuple(np.asarray(part[b]) for part in jax.tree.leaves(state)), xs[0, b])
+        for b in range(BATCH)
+    ]
+    desired, theirs = jax.tree.map(lambda *parts: np.stack(parts), *steps)
+    chex.assert_trees_all_close(tuple(jax.tree.leaves(got)), desired, atol=1e-14)
+    named = dict(zip(case.cell.order, case.letters.split(), strict=True))
+    for name, values in gates.items():
+        letter = named.get(name, name)
+        expected = np.broadcast_to(theirs[letter[-1]].reshape(BATCH, -1), (BATCH, FEATURES))
+        np.testing.assert_allclose(values, 1 - expected if letter[0] == "-" else expected, atol=1e-14)
+    assert set(case.cell.order) <= set(gates)
+    assert not case.cell.update_gate or case.cell.update_gate in gates
+
+
+@pytest.mark.parametrize("name", cases.CELLS)
+def test_gates_of_a_gru(name):
+    cell, (params, xs, h, *_) = cases.CELLS[name], cases.problem(cases.CELLS[name])
+    options = {"reset_after": cell.reset_after, "candidate": oracle.sigmoid if name == "goodfellow" else np.tanh}
+    got = cell.gates(params, h, xs[0])
+    for b in range(BATCH):
+        desired = oracle.gru_gates(oracle.weights(params), np.asarray(h[b]), np.asarray(xs[0, b]), **options)
+        chex.assert_trees_all_close({gate: value[b] for gate, value in got.items()}, desired, atol=1e-14)
+
+
+ZONEOUT = {"zoneout": ("zoneout",), "zoned": ("zoneout_mask", "mask", "lengths", "resets", "reverse")}
 
 
 @each_run
@@ -21,17 +56,18 @@ def test_options_agree_with_the_numpy_loop(case, method):
     """Every combination of options, in one compiled program."""
     case = CASES[case]
     arguments = problem(case)
+    rows = {name: options for name, options in OPTIONS.items() if name != "dropout"}
+    rows |= {} if method == "parallel" else ZONEOUT
 
     @jax.jit
     def run(params, xs, state_0):
         return {
             name: gru_jax.unroll(case.cell, params, xs, state_0, **chosen(options, state_0), method=method)
-            for name, options in OPTIONS.items()
-            if name != "dropout"
+            for name, options in rows.items()
         }
 
     for name, result in run(*arguments).items():
-        desired = expected(case, *arguments, chosen(OPTIONS[name], arguments[2]))
+        desired = expected(case, *arguments, chosen(rows[name], arguments[2]))
         chex.assert_trees_all_close(flat(result), desired, atol=1e-12)
 
 
@@ -104,6 +140,69 @@ def test_gradients_of_many_seeds_at_once(case, method):
     assert not both[1][:, 2:, 1].any()
     assert all(leaf.any() for leaf in jax.tree.leaves(both[0]))
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], both), one, atol=1e-12)
+
+
+# --- Zoneout and recurrent dropout ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cudnn", "cho2014"])
+def test_zoneout_of_a_gru(name):
+    """By the general forms: "auto" is one of them then. A rate of zero is none."""
+    cell = cases.CELLS[name]
+    params, xs, h_0, start, options = cases.problem(cell, ("mask", "lengths", "resets", "reverse"))
+    keep = jax.random.bernoulli(KEY, 0.4, (STEPS, BATCH, FEATURES))
+    every = {"rate": {"zoneout": 0.3}, "mask": {"zoneout": 0.3, "zoneout_mask": keep}}
+
+    @jax.jit
+    def run(params, xs, h_0, start):
+        return {
+            (row, method): unroll(cell, params, xs, h_0, start, **options, **zoneout, method=method)
+            for row, zoneout in every.items()
+            for method in ("auto", "fused", "scan")
+        }
+
+    def step(w, state, x):
+        gates = oracle.gru_gates(w, state[0], x, reset_after=cell.reset_after)
+        return (gates["z"] * state[0] + (1 - gates["z"]) * gates["n"],), gates
+
+    case = CASES["lstm"]._replace(cell=cell, step=step, letters="r z n")
+    for (row, _), result in run(params, xs, h_0, start).items():
+        zoneout = {"zoneout_mask": keep} if row == "mask" else {"zoneout": 0.3}
+        desired = expected(case, params, xs, h_0, options | {"reset_state": start} | zoneout)
+        chex.assert_trees_all_close(flat(result), desired, atol=1e-12)
+
+    def primitives(**zoneout):
+        return "gru_states" in str(jax.make_jaxpr(lambda: gru_jax.unroll(cell, params, xs, h_0, **zoneout))())
+
+    assert primitives()
+    assert primitives(zoneout=0.0)
+    assert not primitives(zoneout=0.1)
+    with pytest.raises(ValueError, match="method='native' has no zoneout"):
+        gru_jax.unroll(cell, params, xs, zoneout=0.1, method="native")
+
+
+def test_zoneout_of_a_state_with_integers():
+    """A clock is never held by it; of one rate or mask for all, it takes no part."""
+    cell, xs = OWN["clocked"], jnp.ones((STEPS, BATCH, IN_FEATURES))
+    params = cell.init(KEY, IN_FEATURES, FEATURES)
+    every = jnp.ones((STEPS, BATCH, FEATURES), bool)
+    for zoneout in ({"zoneout": 0.5}, {"zoneout_mask": every}, {"zoneout_mask": Clock(jnp.ones(3), every)}):
+        state, hs = gru_jax.unroll(cell, params, xs, **zoneout)
+        assert (state.t == STEPS).all()
+        assert hs.any() == ("zoneout" in zoneout)
+
+
+def test_recurrent_dropout_of_a_cell_of_ones_own():
+    cell, mask = Dropped(), jnp.array([2.0, 0.0, 2.0, 0.0])
+    params, xs = cell.init(KEY, IN_FEATURES, FEATURES), jax.random.normal(KEY, (STEPS, IN_FEATURES))
+    got = [gru_jax.unroll(cell, params, xs, recurrent_dropout_mask=mask, method=m)[1] for m in ("scan", "fused")]
+    h, hs = jnp.zeros(FEATURES), []
+    for x in xs:
+        h = cell.step(params, h, x, recurrent_dropout_mask=mask)
+        hs.append(h)
+    chex.assert_trees_all_close(*got, jnp.stack(hs), atol=1e-12)
+    with pytest.raises(ValueError, match="the step of Joined does not take it"):
+        gru_jax.unroll(OWN["joined"], params, xs, recurrent_dropout_mask=mask)
 
 
 # --- Special cases and other frameworks -------------------------------------------------------------------------------

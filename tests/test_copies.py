@@ -154,7 +154,8 @@ def test_a_remade_initializer_compiles_nothing(make, compiled):
 
 
 def test_params_and_states_are_arguments_of_exported_functions():
-    for kind in (gru_jax.CUDNN, cells.LSTM(), cells.Leaky(), cells.MinGRU()):
+    new = cells.DREAMER, cells.BlockGRU(2), cells.DiagonalGRU()
+    for kind in (gru_jax.CUDNN, cells.LSTM(), cells.Leaky(), cells.MinGRU(), *new):
         params = kind.init(jax.random.key(0), 3, 4)
         xs, state = jnp.ones((5, 2, 3)), kind.initial_state(params, (2,))
         run = jax.jit(functools.partial(gru_jax.unroll, kind))

@@ -14,7 +14,19 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import gru_jax
-from gru_jax.cells import LSTM, MGU, Elman, Leaky, LSTMState, MinGRU, RefineGRU
+from gru_jax.cells import (
+    DREAMER,
+    LSTM,
+    MGU,
+    MUT1,
+    BlockGRU,
+    DiagonalGRU,
+    Elman,
+    Leaky,
+    LSTMState,
+    MinGRU,
+    RefineGRU,
+)
 from tests.cases import native_is_installed, normal_init
 
 # Sizes of the mesh; of the batch; how xs, h_0 and the weights are sharded; and how the outputs are then.
@@ -29,6 +41,7 @@ LAYOUTS = {
 METHODS = [(gru_jax.CUDNN, "fused"), (gru_jax.CUDNN, "scan"), (MinGRU(), "parallel"), (LSTM(), "scan")]
 METHODS += [(gru_jax.CUDNN, "native")] if native_is_installed else []
 OTHERS = [(cell, "scan") for cell in (Elman(), Leaky(), MGU(), MinGRU(), RefineGRU(), gru_jax.CHO2014)]
+OTHERS += [(cell, "scan") for cell in (DREAMER, BlockGRU(2), DiagonalGRU(), MUT1())]
 OTHERS += [(gru_jax.GOODFELLOW, "fused"), *[(gru_jax.CHO2014, "native")] * native_is_installed]
 TABLE = [(*one, layout) for one in METHODS for layout in LAYOUTS]
 TABLE += [(*one, layout) for one in OTHERS for layout in ("batch", "batch and features")]

@@ -50,6 +50,11 @@ def project(
     return tuple(projected)
 
 
+def biased(h_g: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """A recurrent product (*batch, H) plus its bias (H,), if it has one."""
+    return h_g if bias is None else h_g + lifted(bias, h_g.ndim).astype(h_g.dtype)
+
+
 def lifted(x: jax.Array, ndim: int) -> jax.Array:
     """x with leading axes of size 1 up to `ndim` of them, so that it may meet an array of that rank.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gru_jax import activations, checks, gates
 from gru_jax.cells.affine import lifted, product, project
-from gru_jax.cells.base import Inits, Packed, Params
+from gru_jax.cells.packed import Inits, Packed, Params
 from gru_jax.serialization import serializable
 
 
@@ -43,23 +43,11 @@ class Elman(Packed[Params]):
         checks.function("candidate", self.candidate)
         object.__setattr__(self, "candidate", activations.canonical(self.candidate))
 
-    def step(
-        self,
-        params: Params,
-        state_tm1: jax.Array,
-        x_t: jax.Array,
-        *,
-        resets: jax.Array | None = None,
-        reset_state: jax.Array | None = None,
-    ) -> jax.Array:
-        """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
+    def gate_values(self, params: Params, h_tm1: jax.Array, x_t: jax.Array, /) -> dict[str, jax.Array]:
+        return {"n": _candidate(self, params, h_tm1, x_t)}
 
-        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
-        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
-        fit.
-        """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
-        return _candidate(self, params, h_tm1, x_t)
+    def next_state(self, gates: dict[str, jax.Array], h_tm1: jax.Array, /) -> jax.Array:
+        return gates["n"]
 
 
 @serializable
@@ -93,7 +81,7 @@ class Leaky(Packed[LeakyParams]):
     (exp(−1/τ), the decay in continuous time, is another α; they agree for large τ.) Special cases: α = 0, τ = 1 is
     `Elman`; a GRU is leaky with an α of every step's own.
 
-    `LeakyParams`, DH + H² + H of them, and H more where time constants are learned.
+    `LeakyParams`, DH + H² + H of them, and H more where time constants are learned. Its `gates` call α z.
 
     Attributes:
       time_constant: τ in steps, at least 1: a number for all units, or a tuple with one for each; None to learn them.
@@ -113,6 +101,7 @@ class Leaky(Packed[LeakyParams]):
     """
 
     order: ClassVar[str] = "n"
+    update_gate: ClassVar[str] = "z"
     params_type: ClassVar[Any] = LeakyParams
 
     time_constant: float | tuple[float, ...] | None = None
@@ -128,9 +117,9 @@ class Leaky(Packed[LeakyParams]):
             if not 1 <= value < np.inf:
                 raise ValueError(f"time_constant must be at least 1 and finite, got {value}")
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (*super().fields, "leak") if self.time_constant is None else super().fields
+    def layout(self, in_features: int, features: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        layout = super().layout(in_features, features)
+        return layout if self.time_constant is not None else layout | {"leak": ("(features,)", (features,))}
 
     def _check_update_bias(self, use_bias: bool) -> None:
         if self.time_constant is not None:
@@ -140,40 +129,22 @@ class Leaky(Packed[LeakyParams]):
         self, key: jax.Array, in_features: int, features: int, use_bias: bool, inits: Inits, dtype: Any
     ) -> LeakyParams:
         key, key_leak = jax.random.split(key)
-        kernel, recurrent_kernel, bias, _ = super().draw(key, in_features, features, use_bias, inits, dtype)
+        params = super().draw(key, in_features, features, use_bias, inits, dtype)
         self._check_units(features)
-        leak = None
-        if self.time_constant is None:
-            leak = (inits.update_bias or inits.bias)(key_leak, (features,), dtype)
-        return LeakyParams(kernel, recurrent_kernel, bias, leak)
+        if self.time_constant is not None:
+            return params
+        return params._replace(leak=(inits.update_bias or inits.bias)(key_leak, (features,), dtype))
 
-    def step(
-        self,
-        params: LeakyParams,
-        state_tm1: jax.Array,
-        x_t: jax.Array,
-        *,
-        resets: jax.Array | None = None,
-        reset_state: jax.Array | None = None,
-    ) -> jax.Array:
-        """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
-
-        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
-        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
-        fit.
-        """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
+    def gate_values(self, params: LeakyParams, h_tm1: jax.Array, x_t: jax.Array, /) -> dict[str, jax.Array]:
         if params.leak is None:
             keep = 1 - 1 / jnp.asarray(self.time_constant, h_tm1.dtype)
         else:
             keep = jax.nn.sigmoid(params.leak.astype(h_tm1.dtype))
-        return gates.interpolate(lifted(keep, h_tm1.ndim), h_tm1, _candidate(self, params, h_tm1, x_t))
+        return {"z": lifted(keep, h_tm1.ndim), "n": _candidate(self, params, h_tm1, x_t)}
 
     def _check_shapes(self, params: LeakyParams, name: str) -> None:
         super()._check_shapes(params, name)
         self._check_units(self.features(params))
-        if self.time_constant is None and params.leak is None:
-            raise ValueError(f"{name}.leak must have shape (features,) with time_constant=None, got None")
 
     def _check_units(self, features: int) -> None:
         tau = self.time_constant

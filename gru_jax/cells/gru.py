@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import activations, checks, gates
-from gru_jax.cells.affine import lifted, product, project, split
-from gru_jax.cells.base import Packed, Params
+from gru_jax.cells.affine import biased, product, project, split
+from gru_jax.cells.packed import Packed, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,9 @@ class GRU(Packed[Params]):
         # With "auto" the lowering chooses.
         return ("auto", "scan", "fused", "native")
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (*super().fields, "recurrent_bias") if self.reset_after else super().fields
+    def layout(self, in_features: int, features: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        layout = super().layout(in_features, features)
+        return layout | {"recurrent_bias": ("(features,)", (features,))} if self.reset_after else layout
 
     def step(
         self,
@@ -92,25 +92,34 @@ class GRU(Packed[Params]):
           TypeError, ValueError: if a shape or dtype does not fit.
         """
         params, h_tm1, x_t = self.ready(params, h_tm1, x_t, resets, reset_state, name="h_tm1")
-        state_dtype, mask = h_tm1.dtype, recurrent_dropout_mask
+        mask = recurrent_dropout_mask
         if mask is not None:
             checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", h_tm1.shape)
-            mask = mask.astype(state_dtype)
-        h_in = h_tm1 if mask is None else h_tm1 * mask
+            mask = mask.astype(h_tm1.dtype)
+        return self.advance(params, h_tm1, x_t, recurrent_dropout_mask=mask)
+
+    def gate_values(
+        self,
+        params: Params,
+        h_tm1: jax.Array,
+        x_t: jax.Array,
+        /,
+        *,
+        recurrent_dropout_mask: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        h_in = h_tm1 if recurrent_dropout_mask is None else h_tm1 * recurrent_dropout_mask
         kernel, width = params.recurrent_kernel, 2 * params.features
-        x_r, x_z, x_n = project(params.kernel, params.bias, x_t, state_dtype)
+        x_r, x_z, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype)
         if self.reset_after:
             h_r, h_z, h_n = split(product(h_in, kernel))
         else:
             h_r, h_z = split(product(h_in, kernel[:, :width]), 2)
         r, z = gates.reset_gate(x_r, h_r, self.gate), gates.update_gate(x_z, h_z, self.gate)
         if self.reset_after:
-            if params.recurrent_bias is not None:
-                h_n = h_n + lifted(params.recurrent_bias, h_n.ndim).astype(state_dtype)
-            n = gates.candidate_reset_after(x_n, h_n, r, self.candidate)
+            n = gates.candidate_reset_after(x_n, biased(h_n, params.recurrent_bias), r, self.candidate)
         else:
             n = gates.candidate_reset_before(x_n, product(r * h_in, kernel[:, width:]), self.candidate)
-        return gates.interpolate(z, h_tm1, n)
+        return {"r": r, "z": z, "n": n}
 
 
 CUDNN = GRU()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.base import Packed, Params
+from gru_jax.cells.packed import Packed, Params
 from gru_jax.serialization import serializable
 
 
@@ -81,37 +81,13 @@ class LSTM(Packed[Params]):
         zero = super().initial_state(params, batch, dtype)
         return LSTMState(zero, zero)
 
-    def output(self, state: LSTMState) -> jax.Array:
-        """h, what a state shows to the outside: (*batch, features)."""
-        return state.h
-
-    def step(
-        self,
-        params: Params,
-        state_tm1: LSTMState,
-        x_t: jax.Array,
-        *,
-        resets: jax.Array | None = None,
-        reset_state: LSTMState | None = None,
-    ) -> LSTMState:
-        """One step: the state that follows state_tm1 on input x_t.
-
-        Args:
-          params: `Params`.
-          state_tm1: `LSTMState`, (*batch, features) each.
-          x_t: (*batch, in_features).
-          resets: (*batch,); where True an episode begins, and reset_state takes the place of state_tm1.
-          reset_state: `LSTMState`, zero if None.
-
-        Returns:
-          The `LSTMState`, in float32 where the computation is in bfloat16 or float16.
-
-        Raises:
-          TypeError, ValueError: if a shape or dtype does not fit.
-        """
-        params, (h_tm1, c_tm1), x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
+    def gate_values(self, params: Params, state_tm1: LSTMState, x_t: jax.Array, /) -> dict[str, jax.Array]:
+        h_tm1 = state_tm1.h
         x_gates = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=4)
         h_gates = split(product(h_tm1, params.recurrent_kernel), 4)
         i, f, g, o = (x_g + h_g for x_g, h_g in zip(x_gates, h_gates, strict=True))
-        c_t = jax.nn.sigmoid(f) * c_tm1 + jax.nn.sigmoid(i) * jnp.tanh(g)
-        return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(c_t), c_t)
+        return {"i": jax.nn.sigmoid(i), "f": jax.nn.sigmoid(f), "g": jnp.tanh(g), "o": jax.nn.sigmoid(o)}
+
+    def next_state(self, gates: dict[str, jax.Array], state_tm1: LSTMState, /) -> LSTMState:
+        c_t = gates["f"] * state_tm1.c + gates["i"] * gates["g"]
+        return LSTMState(gates["o"] * jnp.tanh(c_t), c_t)

@@ -7,7 +7,7 @@ import jax
 
 from gru_jax import gates
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.base import Packed, Params
+from gru_jax.cells.packed import Packed, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,24 +39,8 @@ class MGU(Packed[Params]):
     order: ClassVar[str] = "zn"
     update_gate: ClassVar[str] = "z"
 
-    def step(
-        self,
-        params: Params,
-        state_tm1: jax.Array,
-        x_t: jax.Array,
-        *,
-        resets: jax.Array | None = None,
-        reset_state: jax.Array | None = None,
-    ) -> jax.Array:
-        """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
-
-        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
-        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
-        fit.
-        """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
+    def gate_values(self, params: Params, h_tm1: jax.Array, x_t: jax.Array, /) -> dict[str, jax.Array]:
         x_z, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=2)
         kernel_z, kernel_n = split(params.recurrent_kernel, 2)
         z = gates.update_gate(x_z, product(h_tm1, kernel_z))
-        n = gates.candidate_reset_before(x_n, product((1 - z) * h_tm1, kernel_n))
-        return gates.interpolate(z, h_tm1, n)
+        return {"z": z, "n": gates.candidate_reset_before(x_n, product((1 - z) * h_tm1, kernel_n))}

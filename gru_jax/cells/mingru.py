@@ -6,9 +6,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gru_jax import gates, initializers
+from gru_jax import initializers
 from gru_jax.cells.affine import project
-from gru_jax.cells.base import Inits, Packed
+from gru_jax.cells.packed import Inits, Packed
 from gru_jax.serialization import serializable
 
 LOG_ZERO = -1e30
@@ -66,6 +66,13 @@ class MinGRU(Packed[MinGRUParams]):
     def methods(self) -> tuple[str, ...]:
         return ("scan", "parallel", "fused") if jax.default_backend() == "cpu" else ("parallel", "scan", "fused")
 
+    def layout(self, in_features: int, features: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        layout = super().layout(in_features, features)
+        return {name: layout[name] for name in ("kernel", "bias")}
+
+    def features(self, params: MinGRUParams) -> int:
+        return params.kernel.shape[-1] // len(self.order)
+
     def draw(
         self, key: jax.Array, in_features: int, features: int, use_bias: bool, inits: Inits, dtype: Any
     ) -> MinGRUParams:
@@ -73,25 +80,9 @@ class MinGRU(Packed[MinGRUParams]):
         kernel = initializers.per_gate(inits.kernel, key, in_features, features, dtype, 2)
         return MinGRUParams(kernel, self.draw_bias(jnp.stack(keys), features, inits, dtype) if use_bias else None)
 
-    def step(
-        self,
-        params: MinGRUParams,
-        state_tm1: jax.Array,
-        x_t: jax.Array,
-        *,
-        resets: jax.Array | None = None,
-        reset_state: jax.Array | None = None,
-    ) -> jax.Array:
-        """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
-
-        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
-        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
-        fit.
-        """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
+    def gate_values(self, params: MinGRUParams, h_tm1: jax.Array, x_t: jax.Array, /) -> dict[str, jax.Array]:
         x_z, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=2)
-        n = jnp.where(x_n >= 0, x_n + 0.5, jax.nn.sigmoid(x_n))
-        return gates.interpolate(jax.nn.sigmoid(x_z), h_tm1, n)
+        return {"z": jax.nn.sigmoid(x_z), "n": jnp.where(x_n >= 0, x_n + 0.5, jax.nn.sigmoid(x_n))}
 
     def parallel(
         self,

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import gates
-from gru_jax.cells.affine import lifted, product, project, split
-from gru_jax.cells.base import Inits, Packed, Params
+from gru_jax.cells.affine import biased, product, project, split
+from gru_jax.cells.packed import Inits, Packed, Params
+from gru_jax.gates import interpolate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,8 @@ class RefineGRU(Packed[Params]):
     order: ClassVar[str] = "rzsn"
     update_gate: ClassVar[str] = "z"
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (*super().fields, "recurrent_bias")
+    def layout(self, in_features: int, features: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return super().layout(in_features, features) | {"recurrent_bias": ("(features,)", (features,))}
 
     def draw_bias(self, keys: jax.Array, features: int, inits: Inits, dtype: Any) -> jax.Array:
         bias = super().draw_bias(keys, features, inits, dtype)
@@ -53,26 +53,12 @@ class RefineGRU(Packed[Params]):
         b_r, b_z, _, b_n = split(bias, 4)
         return jnp.concatenate([b_r, b_z, -b_z, b_n])
 
-    def step(
-        self,
-        params: Params,
-        state_tm1: jax.Array,
-        x_t: jax.Array,
-        *,
-        resets: jax.Array | None = None,
-        reset_state: jax.Array | None = None,
-    ) -> jax.Array:
-        """One step: h_t, (*batch, features), that follows state_tm1 on x_t, (*batch, in_features).
-
-        Where resets, (*batch,), is True an episode begins: reset_state, zero if None, takes the place of state_tm1. In
-        float32 where the computation is in bfloat16 or float16. TypeError, ValueError: if a shape or dtype does not
-        fit.
-        """
-        params, h_tm1, x_t = self.ready(params, state_tm1, x_t, resets, reset_state)
+    def gate_values(self, params: Params, h_tm1: jax.Array, x_t: jax.Array, /) -> dict[str, jax.Array]:
         x_r, x_z, x_s, x_n = project(params.kernel, params.bias, x_t, h_tm1.dtype, parts=4)
         h_r, h_z, h_s, h_n = split(product(h_tm1, params.recurrent_kernel), 4)
-        if params.recurrent_bias is not None:
-            h_n = h_n + lifted(params.recurrent_bias, h_n.ndim).astype(h_n.dtype)
-        n = gates.candidate_reset_after(x_n, h_n, gates.reset_gate(x_r, h_r))
-        keep = gates.refine(gates.update_gate(x_z, h_z), jax.nn.sigmoid(x_s + h_s))
-        return gates.interpolate(keep, h_tm1, n)
+        r, z, s = gates.reset_gate(x_r, h_r), gates.update_gate(x_z, h_z), jax.nn.sigmoid(x_s + h_s)
+        n = gates.candidate_reset_after(x_n, biased(h_n, params.recurrent_bias), r)
+        return {"r": r, "z": z, "s": s, "n": n, "g": gates.refine(z, s)}
+
+    def next_state(self, gates: dict[str, jax.Array], h_tm1: jax.Array, /) -> jax.Array:
+        return interpolate(gates["g"], h_tm1, gates["n"])
