@@ -107,15 +107,20 @@ def _is_sequence(carry: Carry, zero: State) -> bool:
     if not isinstance(carry, tuple | list):
         return False
     is_named = hasattr(zero, "_fields") and isinstance(carry, type(zero))
-    return not is_named and jax.tree.structure(carry) != jax.tree.structure(zero)
+    return not is_named and not _is_alike(carry, zero)
 
 
 def _is_stacked(carry: Carry, zero: State) -> bool:
     """Whether a leaf of a carry like a state has an axis more than that of the state."""
-    if jax.tree.structure(carry) != jax.tree.structure(zero):
+    if not _is_alike(carry, zero):
         return False
     leaves = zip(jax.tree.leaves(carry), jax.tree.leaves(zero), strict=True)
     return any(leaf.ndim == like.ndim + 1 for leaf, like in leaves if hasattr(leaf, "ndim"))
+
+
+def _is_alike(carry: Carry, zero: State) -> bool:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (carry, zero)]
+    return structures[0] == structures[1]
 
 
 def _checked_stack(name: str, leaf: Any, like: jax.Array, count: int) -> jax.Array:

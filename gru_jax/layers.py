@@ -51,7 +51,7 @@ class Stack(Options):
     ((2, 10, 4), True)
     """
 
-    cell: Cell
+    cell: Any
     features: int
 
     def __post_init__(self) -> None:

@@ -104,7 +104,7 @@ def layer_arguments(model: Any, changes: Mapping[str, Any]) -> tuple[Model, dict
     known = ["return_carry", *EQUATIONS, "carry_init", *NAMES]
     if unknown := sorted(changes.keys() - set(known)):
         raise TypeError(f"from_model has no option {', '.join(unknown)}, only {', '.join(known)}")
-    cell: Any = dataclasses.replace(stack.cell, **{field: changes[n] for n, field in EQUATIONS.items() if n in changes})
+    cell = dataclasses.replace(stack.cell, **{field: changes[n] for n, field in EQUATIONS.items() if n in changes})
     stack = dataclasses.replace(stack, cell=cell, **{name: changes[name] for name in NAMES if name in changes})
     model = check_gru(Model(model.params, stack))
     weights = {

@@ -275,8 +275,9 @@ class GRU(Layer):
 
     @nn.nowrap
     def _like(self, in_features: int) -> cells.Params:
-        kernel, recurrent_kernel = ((width, 3 * self.features) for width in (in_features, self.features))
-        return cells.Params(np.zeros(kernel, self.param_dtype), np.zeros(recurrent_kernel, self.param_dtype))
+        shapes = ((width, 3 * self.features) for width in (in_features, self.features))
+        kernels: Any = (np.zeros(shape, self.param_dtype) for shape in shapes)
+        return cells.Params(*kernels)
 
     @nn.nowrap
     def _params_in(self, variables: Mapping[str, Any]) -> Sequence[cells.Params]:

@@ -71,8 +71,8 @@ class RNN(Layer):
     ['Dense_0', 'GRUCell_0']
     """
 
-    cell: Cell | GRUCell
-    features: int | None = None
+    cell: Any
+    features: Any = None
     init_options: Mapping[str, Any] | None = None
     keep_order: bool | None = None
 

@@ -44,8 +44,6 @@ class GRU(RNN):
     [(2, 4), (2, 4), (2, 4), (2, 4)]
     """
 
-    cells: nnx.List[GRUCell]
-
     @with_signature(*_OF_CELL.values())
     def __init__(
         self,
@@ -118,7 +116,7 @@ class GRU(RNN):
         """
         model, arguments = layer_arguments(model, changes)
         # Replaced at once: an orthogonal matrix would take seconds to compile.
-        kernels = {"kernel_init": initializers.zeros, "recurrent_kernel_init": initializers.zeros}
+        kernels: dict[str, Any] = {"kernel_init": initializers.zeros, "recurrent_kernel_init": initializers.zeros}
         rngs = nnx.Rngs(0) if rngs is None else rngs
         layer = cls(model.params[0].in_features, rngs=rngs, **kernels, **arguments)
         for cell, params in zip(layer.cells, model.params, strict=True):
