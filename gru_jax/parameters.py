@@ -57,14 +57,18 @@ def by_path(params: Any) -> dict[Path, Any]:
     return paths
 
 
-def from_paths(name: str, leaves: Mapping[Path, Any], like: Any) -> Any:
+def from_paths(name: str, leaves: Mapping[Path, Any], like: Any, shapes: bool) -> Any:
     """Parameters like `like` of leaves by path; `name` is what an error calls them.
 
     Raises:
-      ValueError: if a leaf is missing, or there is one too many; names it.
+      ValueError: if a leaf is missing, there is one too many, or with `shapes` one has another shape; names it.
     """
     expected = by_path(like)
     for path in expected.keys() ^ leaves.keys():
         wanted = "have" if path in expected else "not have"
         raise ValueError(f"{name} must {wanted} {'/'.join(path)}, got {['/'.join(map(str, p)) for p in leaves]}")
+    for path, leaf in expected.items():
+        got = getattr(leaves[path], "shape", type(leaves[path]).__name__)
+        if shapes and got != leaf.shape:
+            raise ValueError(f"{name}/{'/'.join(path)} must have shape {leaf.shape}, got {got}")
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in expected])

@@ -49,14 +49,20 @@ class Layer:
         return self.module.params if self.api == "nnx" else self.module.model(self.variables).params
 
     def gradients(self, loss):
-        """Of loss(layer) by the parameters of each cell, as nnx.grad and linen's apply give them: dicts by path."""
+        """Of (loss, results) of a layer by the parameters of each cell, dicts by path, and the results.
+
+        As nnx.grad and linen's apply give them.
+        """
         if self.api == "nnx":
-            grads = nnx.grad(lambda module: loss(Layer(module)))(self.module)
+            copy = nnx.clone(self.module)  # made in this trace
+            grads, results = nnx.grad(lambda module: loss(Layer(module)), has_aux=True)(copy)
             cells = nnx.to_pure_dict(grads)["cells"]
-            return [_paths(cells[i]) for i in sorted(cells)]
-        grads = jax.grad(lambda variables: loss(Layer(self.module, variables)))(self.variables)["params"]
+            return [_paths(cells[i]) for i in sorted(cells)], results
+        run = jax.grad(lambda variables: loss(Layer(self.module, variables)), has_aux=True)
+        grads, results = run(self.variables)
         names = ("forward", "backward")[: 1 + self.module.bidirectional]
-        return [_paths(grads[f"layers_{i}"][name]) for i in range(self.module.num_layers) for name in names]
+        cells = [grads["params"][f"layers_{i}"][name] for i in range(self.module.num_layers) for name in names]
+        return [_paths(cell) for cell in cells], results
 
 
 def _paths(tree):

@@ -156,9 +156,12 @@ class RNN(Layer):
         """The parameters of every cell, under the names of layers and directions."""
         if isinstance(self.cell, GRUCell):
             return [self.cell.gru_params(in_features, stack.features)]
-        widths = stack.widths(in_features)[:: stack.directions]
-        trees = {f"layers_{i}": self.param(f"layers_{i}", self._draw_layer, width) for i, width in enumerate(widths)}
-        return self._unpacked(trees)
+        widths = {f"layers_{i}": width for i, width in enumerate(stack.widths(in_features)[:: stack.directions])}
+        if all(self.has_variable("params", name) for name in widths):  # Flax compares no names
+            tree = {name: self.get_variable("params", name) for name in widths}
+        else:
+            tree = {name: self.param(name, self._draw_layer, width) for name, width in widths.items()}
+        return self._unpacked(nn.meta.unbox(tree), in_features)
 
     @nn.nowrap
     def _draw_layer(self, key: jax.Array, in_features: int) -> dict[str, Any]:
@@ -171,27 +174,28 @@ class RNN(Layer):
         }
 
     @nn.nowrap
-    def _unpacked(self, tree: Any) -> list[Any]:
-        """The parameters of every cell out of the tree of all.
+    def _unpacked(self, tree: Any, in_features: int | None) -> list[Any]:
+        """The parameters of every cell out of the tree of all; shapes are not compared if in_features is None.
 
         Raises:
-          ValueError: if a name is missing or not known; names it.
+          ValueError: if a name is missing or not known, or a shape does not fit; names it.
         """
-        stack, like = self._stack(), self._like(1)
+        stack = self._stack()
         names = [(f"layers_{i}", name) for i in range(stack.num_layers) for name in DIRECTIONS[: stack.directions]]
         leaves = traverse_util.flatten_dict(tree)
         if unknown := [path for path in leaves if path[:2] not in names]:
             raise ValueError(f"params must have {['/'.join(name) for name in names]} alone, got {unknown} too")
-        found = [{path[2:]: leaf for path, leaf in leaves.items() if path[:2] == name} for name in names]
-        return [
-            parameters.from_paths("/".join(("params", *name)), own, like)
-            for name, own in zip(names, found, strict=True)
-        ]
+        cells = []
+        for name, width in zip(names, stack.widths(in_features or 1), strict=True):
+            own = {path[2:]: leaf for path, leaf in leaves.items() if path[:2] == name}
+            full = "/".join(("params", *name))
+            cells.append(parameters.from_paths(full, own, self._like(width), shapes=in_features is not None))
+        return cells
 
     @nn.nowrap
     def _params_in(self, variables: Mapping[str, Any]) -> Sequence[Any]:
         if not isinstance(self.cell, GRUCell):
-            return self._unpacked(nn.meta.unbox(variables["params"]))
+            return self._unpacked(nn.meta.unbox(variables["params"]), None)
         from gru_jax.convert.frameworks import from_linen
 
         return from_linen(variables, cell=self.cell.equations).params
