@@ -18,11 +18,25 @@ def dropout_mask(key: jax.Array, rate: float, shape: Sequence[int], dtype: Any =
     return jnp.where(_bernoulli(key, 1 - rate, shape), 1 / (1 - rate), 0).astype(dtype)
 
 
-def zoneout_mask(key: jax.Array, rates: Any, shape: Sequence[int]) -> Any:
-    """True with the probability of each of the rates: where a unit keeps its old state."""
-    leaves, structure = jax.tree.flatten(rates)
-    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, [_bernoulli(k, rate, shape) for k, rate in zip(keys, leaves, strict=True)])
+def zoneout_mask(key: jax.Array, rate: Any, state: Any, steps: int) -> Any:
+    """True with probability `rate`, where a unit keeps its old value: (T, *batch, features) for each leaf of a state.
+
+    Args:
+      key: a PRNG key.
+      rate: a number, or for a state of several leaves a tree of numbers like it.
+      state: a tree of arrays (*batch, features).
+      steps: T.
+
+    Raises:
+      TypeError: if there are several rates, not one for each leaf.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    rates = jax.tree.leaves(rate) if isinstance(rate, tuple) else [rate] * len(leaves)
+    if len(rates) != len(leaves):
+        raise TypeError(f"zoneout must be a number, or one for each of {len(leaves)} parts of the state, got {rate!r}")
+    keys = jax.random.split(key, len(leaves))
+    masks = [_bernoulli(k, p, (steps, *leaf.shape)) for k, p, leaf in zip(keys, rates, leaves, strict=True)]
+    return jax.tree.unflatten(structure, masks)
 
 
 def _bernoulli(key: jax.Array, probability: float, shape: Sequence[int]) -> jax.Array:

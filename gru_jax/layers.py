@@ -305,23 +305,24 @@ class Stack(Options):
                 reset_state=starts[direction],
                 reverse=backward,
                 method=self.method,
-                **self._noise(xs, direction, key),
+                **self._noise(params[direction], xs, direction, key),
             )
             h_Ts.append(h_T)
             outputs.append(hs)
         return h_Ts, jnp.concatenate(outputs, axis=-1) if self.bidirectional else outputs[0]
 
-    def _noise(self, xs: jax.Array, direction: int, key: jax.Array | None) -> dict[str, Any]:
+    def _noise(self, params: Any, xs: jax.Array, direction: int, key: jax.Array | None) -> dict[str, Any]:
         """Recurrent dropout and zoneout of one layer and direction, as `unroll` takes them."""
-        noise: dict[str, Any] = {}
-        shape = (*xs.shape[:-1], self.features)
-        if self.recurrent_dropout > 0 and key is not None:
-            drop_key = jax.random.fold_in(key, 1 + direction)
-            noise["recurrent_dropout_mask"] = dropout_mask(drop_key, self.recurrent_dropout, shape[1:])
+        noise: dict[str, Any] = {"zoneout": self.zoneout} if self._has_zoneout else {}
+        if key is None:
+            return noise
+        steps, *batch = xs.shape[:-1]
+        if self.recurrent_dropout > 0:
+            shape, drop_key = (*batch, self.features), jax.random.fold_in(key, 1 + direction)
+            noise["recurrent_dropout_mask"] = dropout_mask(drop_key, self.recurrent_dropout, shape)
         if self._has_zoneout:
-            noise["zoneout"] = self.zoneout
-            if key is not None:
-                noise["zoneout_mask"] = zoneout_mask(jax.random.fold_in(key, 3 + direction), self.zoneout, shape)
+            state, zone_key = self._fresh(params, batch), jax.random.fold_in(key, 3 + direction)
+            noise["zoneout_mask"] = zoneout_mask(zone_key, self.zoneout, state, steps)
         return noise
 
     def _time_first(self, value: jax.Array, axis: int) -> jax.Array:
