@@ -141,13 +141,14 @@ class Layer(nn.Module, Options, kw_only=True):
         """A call with another stack than the attributes say; what else is given as of `Stack.run`."""
         carries.check_reset_state(given.get("resets"), given.get("reset_state"), self.carry_init)
         is_random = stack.is_random and not (self.deterministic if deterministic is None else deterministic)
+        draws_carry = given.get("initial_carry") is None and not initializers.is_zeros(self.carry_init)
         inputs = arguments.inputs(inputs, None, stack.time_major)
         return stack.run(
             self._params(stack, inputs.shape[-1]),
             inputs,
             key=self.make_rng("dropout") if is_random else None,
             carry_init=self.carry_init,
-            carry_key=jax.random.key(0) if init_key is None else init_key,
+            carry_key=jax.random.key(0) if draws_carry and init_key is None else init_key,
             **given,
         )
 
