@@ -75,8 +75,7 @@ def gru(api, *, in_features=IN_FEATURES, features=FEATURES, **options):
     return _made(api, "GRU", (), in_features, features, FLOAT64 | options)
 
 
-@functools.cache
-def rnn(api, cell, *, in_features=IN_FEATURES, features=FEATURES, **options):
+def uncached_rnn(api, cell, *, in_features=IN_FEATURES, features=FEATURES, **options):
     """A layer of any cell in float64; what its cell begins with at zero is not zero."""
     layer = _made(api, "RNN", (cell,), in_features, features, {"param_dtype": jnp.float64} | options)
 
@@ -95,6 +94,9 @@ def _made(api, kind, cell, in_features, features, options):
     layer = getattr(gru_jax.linen, kind)(*cell, features, **options)
     x = jnp.ones((TIME, BATCH, in_features) if options.get("time_major") else (BATCH, TIME, in_features))
     return Layer(layer, jax.jit(layer.init)({"params": KEY, "dropout": KEY}, x))
+
+
+rnn = functools.cache(uncached_rnn)
 
 
 def of_params(api, cell, params, **options):

@@ -13,7 +13,7 @@ from flax import linen, nnx
 import gru_jax
 from gru_jax import parameters
 from gru_jax.cells import GOODFELLOW, LSTM
-from tests.flax_layers import KEY, each_api, of_params, rnn
+from tests.flax_layers import KEY, each_api, of_params, rnn, uncached_rnn
 from tests.own_cells import OWN
 from tests.sequences import (
     BATCH,
@@ -174,7 +174,7 @@ def test_return_layers_and_time_major_with_any_cell(api):
 def test_init_options_and_dtypes(api):
     """They reach `cell.init`; parameters have the dtype asked for, integers are let alone, the state is float32."""
     options = {"use_bias": False, "kernel_init": random_kernel}
-    bare = rnn(api, LSTM(), num_layers=2, dtype=jnp.bfloat16, init_options=Options(options))
+    bare = uncached_rnn(api, LSTM(), num_layers=2, dtype=jnp.bfloat16, init_options=options)
     assert [params.bias for params in bare.params] == [None, None]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(bare.params)} == {"float64"}
     carry, outputs = jax.eval_shape(functools.partial(bare, return_carry=True), inputs())
@@ -183,13 +183,6 @@ def test_init_options_and_dtypes(api):
     narrow = rnn(api, OWN["joined"], param_dtype=jnp.bfloat16)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(narrow.params)} == {"bfloat16"}
     assert jax.eval_shape(narrow, inputs().astype(jnp.bfloat16)).dtype == jnp.bfloat16
-
-
-class Options(dict):
-    """Keywords that can be hashed, as arguments of a cached function."""
-
-    def __hash__(self):
-        return hash(tuple(sorted(self)))
 
 
 @each_api

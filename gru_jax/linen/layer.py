@@ -1,7 +1,6 @@
 """Layers for Flax's linen: what those of any cell have in common, and the GRU."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -58,9 +57,8 @@ class Layer(nn.Module, Options, kw_only=True):
 
     @nn.nowrap
     def _like(self, in_features: int) -> Any:
-        """Zeros like the parameters of a cell, of which there are none before `init`."""
-        draw = functools.partial(self._draw, in_features=in_features)
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, jax.random.key(0)))
+        """Shapes and dtypes of the parameters of a cell."""
+        return jax.eval_shape(lambda: self._draw(jax.random.key(0), in_features))
 
     @nn.nowrap
     def _params_in(self, variables: Mapping[str, Any]) -> Sequence[Any]:
@@ -217,7 +215,8 @@ class Layer(nn.Module, Options, kw_only=True):
         *batch, in_features = arguments.input_shape(input_shape, None)
         stack = self._stack()
         like = [self._like(width) for width in stack.widths(in_features)]
-        return stack.initial_carry(like, batch, self.carry_init, rng)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        return stack.initial_carry(zeros, batch, self.carry_init, rng)
 
 
 class GRU(Layer):
@@ -277,7 +276,7 @@ class GRU(Layer):
     @nn.nowrap
     def _like(self, in_features: int) -> cells.Params:
         shapes = ((width, 3 * self.features) for width in (in_features, self.features))
-        kernels: Any = (np.zeros(shape, self.param_dtype) for shape in shapes)
+        kernels: Any = (jax.ShapeDtypeStruct(shape, self.param_dtype) for shape in shapes)
         return cells.Params(*kernels)
 
     @nn.nowrap

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax
 import jax
 from flax import linen as nn
 from flax import traverse_util
@@ -84,6 +85,8 @@ class RNN(Layer):
                 f"cell must be one of gru_jax.cells or a gru_jax.linen.GRUCell, got {type(self.cell).__name__}"
             )
         parameters.check_init_options(self.init_options)
+        if self.init_options is not None:  # a module is hashed by its attributes
+            object.__setattr__(self, "init_options", flax.core.freeze(dict(self.init_options)))
         super().__post_init__()
 
     @nn.nowrap
@@ -158,7 +161,7 @@ class RNN(Layer):
             return [self.cell.gru_params(in_features, stack.features)]
         widths = {f"layers_{i}": width for i, width in enumerate(stack.widths(in_features)[:: stack.directions])}
         if all(self.has_variable("params", name) for name in widths):  # Flax compares no names
-            tree = {name: self.get_variable("params", name) for name in widths}
+            tree: Any = {name: self.get_variable("params", name) for name in widths}
         else:
             tree = {name: self.param(name, self._draw_layer, width) for name, width in widths.items()}
         return self._unpacked(nn.meta.unbox(tree), in_features)
@@ -185,11 +188,13 @@ class RNN(Layer):
         leaves = traverse_util.flatten_dict(tree)
         if unknown := [path for path in leaves if path[:2] not in names]:
             raise ValueError(f"params must have {['/'.join(name) for name in names]} alone, got {unknown} too")
+        widths = stack.widths(in_features or 1)
+        like = {width: self._like(width) for width in set(widths)}
         cells = []
-        for name, width in zip(names, stack.widths(in_features or 1), strict=True):
+        for name, width in zip(names, widths, strict=True):
             own = {path[2:]: leaf for path, leaf in leaves.items() if path[:2] == name}
             full = "/".join(("params", *name))
-            cells.append(parameters.from_paths(full, own, self._like(width), shapes=in_features is not None))
+            cells.append(parameters.from_paths(full, own, like[width], shapes=in_features is not None))
         return cells
 
     @nn.nowrap
