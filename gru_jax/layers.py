@@ -150,9 +150,8 @@ class Stack(Options):
         return carries.initial(carry_init, key, [self._fresh(member, batch) for member in params])
 
     def _fresh(self, params: Any, batch: Sequence[int]) -> State:
-        leaves = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
-        floating = [dtype for dtype in leaves if jnp.issubdtype(dtype, jnp.floating)]
-        dtype = jnp.result_type(*floating or [jnp.float32]) if self.dtype is None else self.dtype
+        """The state with which a cell of such parameters begins."""
+        dtype = initializers.floating_dtype(params) if self.dtype is None else self.dtype
         return self.cell.initial_state(params, tuple(batch), initializers.single_or_wider(dtype))
 
     def run(

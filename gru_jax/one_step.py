@@ -35,13 +35,12 @@ def step(
       computation in bfloat16, too; and the output, in the dtype of the computation.
     """
     params, inputs, state_dtype = cell.prepare(params, inputs, "x_t", "(*batch, in_features)")
-    floating = [leaf for leaf in (inputs, *jax.tree.leaves(params)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     like = cell.initial_state(params, inputs.shape[:-1], state_dtype)
     before, start = (_typed(state, like) for state in (carry, reset_state))
     resets = None if resets is None else resets[..., None]
     inputs, params, resets, (before, start) = meshes.aligned(inputs, params, resets, (before, start), lead=0)
     after = _Step(cell)((params, start, None), before, (inputs, None, resets))
-    return as_given(after, carry), cell.output(after).astype(jnp.result_type(*floating))
+    return as_given(after, carry), cell.output(after).astype(initializers.floating_dtype((inputs, params)))
 
 
 def _typed(state: State | None, like: State) -> State | None:
