@@ -32,6 +32,7 @@ class RNN(nnx.Module):
       cells: the parameters of each layer and direction: layer 0 forward, layer 0 backward, layer 1 forward, and so on.
       stack: what does not change: the equations, the number of layers, rates, layout.
 
+    >>> import gru_jax
     >>> layer = RNN(gru_jax.cells.LSTM(), 3, 4, num_layers=2, bidirectional=True, dropout=0.1, rngs=nnx.Rngs(0))
     >>> outputs = layer(jnp.ones((2, 10, 3)), seq_lengths=jnp.array([10, 7]))
     >>> outputs.shape
