@@ -1,18 +1,22 @@
 """Layers over whole sequences, of nnx and of linen alike: a GRU, an LSTM and a user's own cells, against `unroll`."""
 
+import dataclasses
 import functools
+import inspect
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import linen, nnx
 
 import gru_jax
 from gru_jax import parameters
 from gru_jax.cells import GOODFELLOW, LSTM
+from gru_jax.options import Options
 from tests.flax_layers import KEY, each_api, of_params, rnn, uncached_rnn
 from tests.own_cells import OWN
 from tests.sequences import (
@@ -253,6 +257,36 @@ def test_linen_transforms_with_any_cell():
     own = jax.tree.map(lambda leaf: leaf[0], variables)
     grads = [jax.grad(lambda v, m=m: jnp.sum(m.apply(v, x) ** 2))(own) for m in (one, rematerialised)]
     assert_close(grads[1], grads[0])
+
+
+def test_signatures_show_every_option():
+    fields = {field.name for field in dataclasses.fields(Options)}
+    for kind in (gru_jax.nnx.RNN, gru_jax.nnx.GRU):
+        parameters_ = inspect.signature(kind.__init__).parameters
+        assert fields <= parameters_.keys()
+        assert parameters_["num_layers"].default == 1
+    assert {"gate_fn", "reset_after", "update_bias_init"} <= parameters_.keys()
+    for kind in (gru_jax.linen.RNN, gru_jax.linen.GRU):
+        assert fields <= {field.name for field in dataclasses.fields(kind)}
+
+
+def test_an_ensemble_and_a_checkpoint_of_any_cell_in_nnx(tmp_path):
+    @nnx.split_rngs(splits=2)
+    @nnx.vmap
+    def ensemble(rngs):
+        return gru_jax.nnx.RNN(OWN["clocked"], IN_FEATURES, FEATURES, rngs=rngs)
+
+    models, x = ensemble(nnx.Rngs(0)), inputs().astype(jnp.float32)
+    run = nnx.vmap(lambda model, x: model(x), in_axes=(0, None))
+    graph, states = nnx.split(models)
+    each = [nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], states)) for i in range(2)]
+    assert_close(run(models, x), jnp.stack([model(x) for model in each]), 1e-6)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", nnx.state(each[0]))
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", nnx.state(each[1]))
+    nnx.update(each[1], restored)
+    assert_close(each[1](x), each[0](x), 0)
 
 
 def test_importing_a_layer_imports_no_converter():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gru_jax import arguments, carries, cells, checks, dropout, initializers, layers, parameters
+from gru_jax import arguments, carries, cells, checks, dropout, initializers, layers
 from gru_jax.carries import Carry
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
@@ -50,15 +50,9 @@ class Layer(nn.Module, Options, kw_only=True):
         raise NotImplementedError
 
     @nn.nowrap
-    def _draw(self, key: jax.Array, in_features: int) -> Any:
-        """Fresh parameters of a cell."""
-        stack, options = self._stack(), getattr(self, "init_options", None)
-        return parameters.drawn(stack.cell, key, in_features, stack.features, self.param_dtype, options)
-
-    @nn.nowrap
     def _like(self, in_features: int) -> Any:
         """Shapes and dtypes of the parameters of a cell."""
-        return jax.eval_shape(lambda: self._draw(jax.random.key(0), in_features))
+        raise NotImplementedError
 
     @nn.nowrap
     def _params_in(self, variables: Mapping[str, Any]) -> Sequence[Any]:

@@ -167,6 +167,16 @@ class RNN(Layer):
         return self._unpacked(nn.meta.unbox(tree), in_features)
 
     @nn.nowrap
+    def _draw(self, key: jax.Array, in_features: int) -> Any:
+        """Fresh parameters of a cell."""
+        stack = self._stack()
+        return parameters.drawn(stack.cell, key, in_features, stack.features, self.param_dtype, self.init_options)
+
+    @nn.nowrap
+    def _like(self, in_features: int) -> Any:
+        return jax.eval_shape(lambda: self._draw(jax.random.key(0), in_features))
+
+    @nn.nowrap
     def _draw_layer(self, key: jax.Array, in_features: int) -> dict[str, Any]:
         """The parameters of each direction of a layer, nested by the paths of their leaves."""
         names = DIRECTIONS[: self._stack().directions]
