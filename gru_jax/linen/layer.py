@@ -249,6 +249,7 @@ class GRU(Layer):
     """
 
     features: int
+    _: dataclasses.KW_ONLY
     reset_after: bool = True
     use_bias: bool = True
     gate_fn: Activation = jax.nn.sigmoid

@@ -74,6 +74,7 @@ class RNN(Layer):
 
     cell: Any
     features: Any = None
+    _: dataclasses.KW_ONLY
     init_options: Mapping[str, Any] | None = None
     keep_order: bool | None = None
 
