@@ -8,18 +8,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gru_jax import cells, checks, initializers
-from gru_jax.initializers import Initializer
 from gru_jax.models import EQUATIONS, Model, layer_arguments
 from gru_jax.nnx.cell import GRUCell
 from gru_jax.nnx.rnn import RNN
 from gru_jax.options import with_signature
 
-_OF_CELL = {
-    name: parameter
-    for name, parameter in inspect.signature(GRUCell.__init__).parameters.items()
-    if name in (*EQUATIONS, "use_bias", "kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init")
-}
+
+def _parameters(function: Any, *names: str) -> dict[str, inspect.Parameter]:
+    return {name: p for name, p in inspect.signature(function).parameters.items() if name in names}
+
+
+_INITS = ("use_bias", "kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init")
+_OF_CELL = _parameters(GRUCell.__init__, *EQUATIONS, *_INITS)
 """The options that the layer hands on to its cells."""
+_OF_RNN = _parameters(RNN.__init__, "return_carry", "param_dtype", "carry_init")
 
 
 class GRU(RNN):
@@ -44,26 +46,16 @@ class GRU(RNN):
     [(2, 4), (2, 4), (2, 4), (2, 4)]
     """
 
-    @with_signature(*_OF_CELL.values())
-    def __init__(
-        self,
-        in_features: int,
-        features: int,
-        *,
-        return_carry: bool = False,
-        param_dtype: Any = jnp.float32,
-        carry_init: Initializer | None = None,
-        rngs: nnx.Rngs,
-        **options: Any,
-    ) -> None:
+    @with_signature(*_OF_RNN.values(), *_OF_CELL.values())
+    def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
         """Draws the parameters.
 
         Args:
           in_features, features: widths of the input, and of the state of each layer and direction.
-          return_carry, param_dtype, carry_init, rngs: as of `RNN`.
-          **options: of `RNN`: num_layers, bidirectional, dropout, recurrent_dropout, zoneout, time_major, dtype,
-            method, reverse; and of `GRUCell`: reset_after, use_bias, gate_fn, activation_fn, kernel_init,
-            recurrent_kernel_init, bias_init, update_bias_init.
+          rngs: as of `RNN`.
+          **options: of `RNN`: return_carry, param_dtype, carry_init, num_layers, bidirectional, dropout,
+            recurrent_dropout, zoneout, time_major, dtype, method, reverse; and of `GRUCell`: reset_after, use_bias,
+            gate_fn, activation_fn, kernel_init, recurrent_kernel_init, bias_init, update_bias_init.
 
         Raises:
           TypeError, ValueError: if an argument is not of its kind, or rngs lacks a stream.
@@ -74,17 +66,8 @@ class GRU(RNN):
         of_cell = {name: options.pop(name) for name in _OF_CELL if name in options}
         for name in ("gate_fn", "activation_fn"):
             checks.function(name, of_cell.get(name, _OF_CELL[name].default))
-        super().__init__(
-            cells.GRU(**{field: of_cell[name] for name, field in EQUATIONS.items() if name in of_cell}),
-            in_features,
-            features,
-            init_options=of_cell,
-            return_carry=return_carry,
-            param_dtype=param_dtype,
-            carry_init=carry_init,
-            rngs=rngs,
-            **options,
-        )
+        equations = cells.GRU(**{field: of_cell[name] for name, field in EQUATIONS.items() if name in of_cell})
+        super().__init__(equations, in_features, features, init_options=of_cell, rngs=rngs, **options)
 
     def _cell(self, in_features: int, init_options: Mapping[str, Any] | None, rngs: nnx.Rngs) -> GRUCell:
         return GRUCell(
