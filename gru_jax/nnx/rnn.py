@@ -112,8 +112,7 @@ class RNN(nnx.Module):
     @property
     def params(self) -> tuple[Any, ...]:
         """The parameters of each layer and direction, as `gru_jax.unroll` takes them."""
-        is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-        return tuple(jax.tree.map(lambda leaf: leaf.get_value(), cell, is_leaf=is_variable) for cell in self.cells)
+        return tuple(map(variables.values, self.cells))
 
     @property
     def model(self) -> Model:
