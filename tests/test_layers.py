@@ -36,8 +36,14 @@ from tests.sequences import (
 CELLS = {"lstm": LSTM(), **OWN}
 RESETS = np.array([[0, 0, 1, 0, 1], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0]], bool)
 LENGTH_ARRAY = jnp.array(LENGTHS)
-each_cell = pytest.mark.parametrize(
-    "name", [name if name in ("lstm", "clocked") else pytest.param(name, marks=pytest.mark.long) for name in CELLS]
+SHORT = (("nnx", "clocked"), ("linen", "lstm"))
+each_api_and_cell = pytest.mark.parametrize(
+    ("api", "name"),
+    [
+        pytest.param(api, name, marks=() if (api, name) in SHORT else pytest.mark.long)
+        for api in ("nnx", "linen")
+        for name in CELLS
+    ],
 )
 
 
@@ -54,8 +60,7 @@ def with_loss(results):
 # --- Of any cell ------------------------------------------------------------------------------------------------------
 
 
-@each_api
-@each_cell
+@each_api_and_cell
 def test_layers_of_a_cell_are_the_composition_of_unroll(api, name):
     """Both ways and stacked, with a mask and lengths, from a carry; and their gradients by each parameter's path."""
     layer, cell, x = rnn(api, CELLS[name], num_layers=2, bidirectional=True), CELLS[name], inputs()
@@ -84,8 +89,7 @@ def test_layers_of_a_cell_are_the_composition_of_unroll(api, name):
         assert_close([ours_[path] for path in theirs_], list(theirs_.values()), 1e-11)
 
 
-@each_api
-@each_cell
+@each_api_and_cell
 def test_step_by_step_is_the_sequence_with_any_cell(api, name):
     """From a fresh carry, with resets to a learnt state; and a stacked carry comes back stacked."""
     layer, cell, x = rnn(api, CELLS[name], num_layers=2), CELLS[name], inputs()
