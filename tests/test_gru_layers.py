@@ -144,8 +144,11 @@ def test_dropout_between_layers_is_fresh_for_every_element(api):
 # --- Precision and initial values -------------------------------------------------------------------------------------
 
 
-@each_api
-@pytest.mark.parametrize("options", [{"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}], ids=["dtype", "params"])
+@pytest.mark.parametrize(
+    ("api", "options"),
+    [("nnx", {"dtype": jnp.bfloat16}), ("linen", {"param_dtype": jnp.bfloat16})],
+    ids=["nnx", "linen"],
+)
 def test_bfloat16_keeps_its_state_in_float32(api, options):
     x = inputs().astype(jnp.bfloat16)
     layer = gru(api, **{"param_dtype": jnp.float32, **options}, num_layers=2)

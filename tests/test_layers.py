@@ -247,6 +247,7 @@ def test_nnx_modes_and_transforms_with_any_cell():
         gru_jax.nnx.RNN(OWN["heads"], IN_FEATURES, FEATURES, num_layers=2, dropout=0.5, rngs=nnx.Rngs(params=0))
 
 
+@pytest.mark.long
 def test_linen_transforms_with_any_cell():
     kind = linen.vmap(
         gru_jax.linen.RNN, in_axes=None, axis_size=2, variable_axes={"params": 0}, split_rngs={"params": True}
@@ -274,6 +275,7 @@ def test_signatures_show_every_option():
         assert fields <= {field.name for field in dataclasses.fields(kind)}
 
 
+@pytest.mark.long
 def test_an_ensemble_and_a_checkpoint_of_any_cell_in_nnx(tmp_path):
     @nnx.split_rngs(splits=2)
     @nnx.vmap
