@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks
+from gru_jax.cells import broadcast_state
 
 
 def inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.Array:
@@ -21,15 +22,12 @@ def inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.Array:
     return inputs
 
 
-def step_shape(inputs: jax.Array, time_major: bool) -> tuple[int, ...]:
-    """(*batch, in_features) of inputs that have a time axis, too."""
-    return inputs.shape[1:] if time_major else (*inputs.shape[:-2], inputs.shape[-1])
-
-
-def step(carry: Any, inputs: Any, in_features: int | None, features: int | None) -> tuple[jax.Array, jax.Array]:
+def step(
+    carry: Any, inputs: Any, resets: Any, reset_state: Any, in_features: int | None, features: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """The arguments of a cell's step as arrays that fit; any in_features, or features, if None.
 
-    Their batch axes broadcast against each other, as those of Flax's cells do.
+    The batch axes of carry and inputs broadcast against each other, as those of Flax's cells do.
     """
     inputs, carry = step_input("inputs", inputs, in_features), checks.array("carry", carry)
     if carry.ndim < 1:
@@ -43,7 +41,19 @@ def step(carry: Any, inputs: Any, in_features: int | None, features: int | None)
             f"carry must have shape (*batch, features), or what broadcasts to it, for inputs {inputs.shape}, "
             f"got {carry.shape}"
         ) from error
-    return jnp.broadcast_to(carry, (*batch, carry.shape[-1])), jnp.broadcast_to(inputs, (*batch, inputs.shape[-1]))
+    carry = jnp.broadcast_to(carry, (*batch, carry.shape[-1]))
+    inputs = jnp.broadcast_to(inputs, (*batch, inputs.shape[-1]))
+    start = None if reset_state is None else broadcast_state("reset_state", reset_state, carry)
+    return carry, inputs, step_flags("resets", resets, inputs), start
+
+
+def step_flags(name: str, value: Any, x_t: jax.Array) -> jax.Array | None:
+    """Flags of one step, (*batch,), as bool; or None. x_t has the batch axes."""
+    if value is None:
+        return None
+    value = checks.flags(name, value)
+    checks.shape(name, value, "(*batch,)", x_t.shape[:-1])
+    return value
 
 
 def step_input(name: str, value: Any, in_features: int | None) -> jax.Array:
@@ -86,6 +96,4 @@ def parts(inits: dict[str, Any], activations: dict[str, Any], use_bias: Any, par
         raise TypeError(f"use_bias must be a bool, got {use_bias!r}")
     if inits["update_bias_init"] is not None and not use_bias:
         raise ValueError("update_bias_init needs use_bias=True, got use_bias=False")
-    checks.dtype("param_dtype", param_dtype)
-    if param_dtype is None:
-        raise TypeError("param_dtype must be a floating-point dtype, got None")
+    checks.param_dtype(param_dtype)

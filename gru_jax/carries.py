@@ -2,7 +2,7 @@
 
 The forms: a tuple or a list of states, layer 0 forward, layer 0 backward, layer 1 forward, and so on; a stacked state,
 whose leaves have these on a leading axis as PyTorch's h_n has; and for one layer and direction the state itself. How
-many axes a leaf has tells the last two apart: a stacked one has one more than (*batch, features), whatever the sizes.
+many axes a leaf has tells the last two apart: a stacked one has one more than that of a state, whatever the sizes.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,33 @@ from gru_jax.cells import State, broadcast_state
 from gru_jax.initializers import Initializer
 
 Carry = Any
-"""A state, a tuple or a list of states, or a stacked state; a state is an array (*batch, features)."""
+"""A state, a tuple or a list of states, or a stacked state; a state is a pytree of arrays (*batch, features)."""
 
 
-def initial(
-    carry_init: Initializer | None, key: jax.Array | None, shape: Sequence[int], dtype: Any, count: int = 1
-) -> Carry:
-    """The state of each of `count` cells, drawn from `carry_init`, in the form that a call returns them.
+def initial(carry_init: Initializer | None, key: jax.Array | None, fresh: Sequence[State]) -> Carry:
+    """The states with which layers begin, in the form that a call returns them.
 
     Args:
-      carry_init: an initializer; zeros if None.
-      key: for `carry_init`; one cell takes it as it is, several take one each that is split from it. Zeros need none.
-      shape: (*batch, features), of one state.
-      dtype: of the states.
-      count: layers·directions.
+      carry_init: an initializer, which draws each leaf in floating point; if None or zeros, a state stays fresh.
+      key: for `carry_init`; one leaf takes it as it is, several take one each that is split from it.
+      fresh: a fresh state of each cell.
     """
-    zero = jnp.zeros(shape, dtype)
-    if carry_init is None or initializers.is_zeros(carry_init):
-        return joined([zero] * count, None, zero)
-    keys = [key] * count if count == 1 or key is None else jax.random.split(key, count)
-    return joined([carry_init(k, shape, dtype) for k in keys], None, zero)
+    states = list(fresh)
+    if carry_init is not None and not initializers.is_zeros(carry_init):
+        states = [_drawn(carry_init, k, state) for k, state in zip(_split(key, len(states)), states, strict=True)]
+    return joined(states, None, states[0])
+
+
+def _drawn(carry_init: Initializer, key: jax.Array | None, state: State) -> State:
+    leaves, structure = jax.tree.flatten(state)
+    floating = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    for i, k in zip(floating, _split(key, len(floating)), strict=True):
+        leaves[i] = carry_init(k, leaves[i].shape, leaves[i].dtype)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _split(key: jax.Array | None, count: int) -> Any:
+    return [key] * count if count == 1 or key is None else jax.random.split(key, count)
 
 
 def check_reset_state(resets: Any, reset_state: Any, carry_init: Initializer | None) -> None:
@@ -74,13 +81,14 @@ def split(name: str, carry: Carry, zero: State, count: int, shared: bool = False
         names = [f"{name}[{i}]" for i in range(count)]
         return [broadcast_state(part, state, zero) for part, state in zip(names, carry, strict=True)]
     if _is_stacked(carry, zero):
-        stacked = jax.tree.map(lambda leaf: _checked_stack(name, leaf, zero, count), carry)
+        stacked = jax.tree.map(lambda leaf, like: _checked_stack(name, leaf, like, count), carry, zero)
         return [broadcast_state(name, jax.tree.map(lambda leaf, i=i: leaf[i], stacked), zero) for i in range(count)]
     if count > 1 and not shared:
+        shape = (count, *jax.tree.leaves(zero)[0].shape)
         got = jax.tree.map(lambda leaf: jnp.shape(checks.array(name, leaf)), carry)
         raise ValueError(
             f"{name} must be a tuple of {count} states, one for each layer and direction, or have them on a leading "
-            f"axis, shape (layers·directions, *batch, features) = {(count, *_shape(zero))}, got {got}"
+            f"axis, shape (layers·directions, *batch, features) = {shape}, got {got}"
         )
     return [broadcast_state(name, carry, zero)] * count
 
@@ -95,23 +103,30 @@ def joined(states: list[State], given: Carry, zero: State) -> Carry:
 
 
 def _is_sequence(carry: Carry, zero: State) -> bool:
-    """Whether a carry holds states one by one; a NamedTuple of the cell's own is a state."""
-    return isinstance(carry, tuple | list) and not (isinstance(zero, tuple) and isinstance(carry, type(zero)))
+    """Whether a carry holds states one by one; a tuple or list like the cell's own state is a state."""
+    if not isinstance(carry, tuple | list):
+        return False
+    is_named = hasattr(zero, "_fields") and isinstance(carry, type(zero))
+    return not is_named and not _is_alike(carry, zero)
 
 
 def _is_stacked(carry: Carry, zero: State) -> bool:
-    return any(jnp.ndim(leaf) == len(_shape(zero)) + 1 for leaf in jax.tree.leaves(carry) if hasattr(leaf, "ndim"))
+    """Whether a leaf of a carry like a state has an axis more than that of the state."""
+    if not _is_alike(carry, zero):
+        return False
+    leaves = zip(jax.tree.leaves(carry), jax.tree.leaves(zero), strict=True)
+    return any(leaf.ndim == like.ndim + 1 for leaf, like in leaves if hasattr(leaf, "ndim"))
 
 
-def _checked_stack(name: str, leaf: Any, zero: State, count: int) -> jax.Array:
+def _is_alike(carry: Carry, zero: State) -> bool:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (carry, zero)]
+    return structures[0] == structures[1]
+
+
+def _checked_stack(name: str, leaf: Any, like: jax.Array, count: int) -> jax.Array:
     leaf = checks.array(name, leaf)
-    symbols, expected = "(layers·directions, *batch, features)", (count, *_shape(zero))
+    symbols, expected = "(layers·directions, *batch, features)", (count, *like.shape)
     if leaf.ndim != len(expected) or leaf.shape[0] != count:
         raise ValueError(f"{name} must have shape {symbols} = {expected}, got {leaf.shape}")
     checks.broadcasts(name, leaf, symbols, expected)
     return leaf
-
-
-def _shape(zero: State) -> tuple[int, ...]:
-    """(*batch, features)."""
-    return jax.tree.leaves(zero)[0].shape

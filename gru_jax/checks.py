@@ -23,6 +23,13 @@ def rate(name: str, value: Any) -> None:
         raise ValueError(f"{name} must lie in [0, 1), got {value}")
 
 
+def rates(name: str, value: Any) -> None:
+    """Refuses anything but a rate, or a tuple or NamedTuple of rates."""
+    parts = jax.tree_util.tree_leaves_with_path(value) if isinstance(value, tuple) else [((), value)]
+    for path, part in parts:
+        rate(name + jax.tree_util.keystr(path), part)
+
+
 def function(name: str, value: Any) -> None:
     """Refuses what cannot be called."""
     if not callable(value):
@@ -123,3 +130,10 @@ def dtype(name: str, value: Any) -> None:
     """Refuses anything but a real floating-point dtype, or None."""
     if value is not None and not jnp.issubdtype(value, jnp.floating):
         raise TypeError(f"{name} must be a floating-point dtype or None, got {value!r}")
+
+
+def param_dtype(value: Any) -> None:
+    """Refuses anything but a real floating-point dtype."""
+    dtype("param_dtype", value)
+    if value is None:
+        raise TypeError("param_dtype must be a floating-point dtype, got None")

@@ -159,6 +159,16 @@ def per_gate(init: Initializer, key: jax.Array, rows: int, features: int, dtype:
     return blocks.transpose(1, 0, 2).reshape(rows, gates * features)
 
 
+def floating_dtype(tree: Any) -> Any:
+    """The promotion of the dtypes of the leaves in floating point; float32 if there are none.
+
+    >>> floating_dtype({"index": jnp.zeros(2, int), "weight": jnp.zeros(2, jnp.bfloat16)})
+    dtype(bfloat16)
+    """
+    dtypes = [dtype for dtype in map(jnp.result_type, jax.tree.leaves(tree)) if jnp.issubdtype(dtype, jnp.floating)]
+    return jnp.result_type(*dtypes or [jnp.float32])
+
+
 def single_or_wider(dtype: Any) -> Any:
     """float32 for a narrower floating-point dtype, any other as it is: of what must not be computed or kept in less.
 

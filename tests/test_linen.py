@@ -1,11 +1,9 @@
 """The linen modules: Flax's checkpoints and initial values, options of the layer, lifted transforms."""
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
@@ -22,17 +20,10 @@ from tests.sequences import (
     MASK,
     TIME,
     assert_close,
-    assert_one_mask_per_sequence,
-    by_episode,
-    composed,
-    copying,
-    counting,
-    identity,
     inputs,
     normal,
     random_bias,
     random_kernel,
-    scan_bodies,
 )
 
 KEY = jax.random.key(0)
@@ -53,22 +44,6 @@ def flax_cell():
 def initialised(**options):
     layer = make(**options)
     return layer, jax.jit(layer.init)(KEY, inputs())
-
-
-def tree(params):
-    """The tree of one cell from a `gru_jax.Params`."""
-    kernels = dict(zip(("ir", "iz", "in"), jnp.split(params.kernel, 3, axis=1), strict=True))
-    kernels |= dict(zip(("hr", "hz", "hn"), jnp.split(params.recurrent_kernel, 3, axis=1), strict=True))
-    biases = dict(zip(("ir", "iz", "in"), jnp.split(params.bias, 3), strict=True)) | {"hn": params.recurrent_bias}
-    return {name: {"kernel": k} | ({"bias": biases[name]} if name in biases else {}) for name, k in kernels.items()}
-
-
-def packed(cell):
-    """`gru_jax.Params` from the tree of one cell, written out."""
-    kernel = jnp.concatenate([cell[name]["kernel"] for name in ("ir", "iz", "in")], axis=1)
-    recurrent = jnp.concatenate([cell[name]["kernel"] for name in ("hr", "hz", "hn")], axis=1)
-    bias = jnp.concatenate([cell[name]["bias"] for name in ("ir", "iz", "in")])
-    return gru_jax.Params(kernel, recurrent, bias, cell["hn"].get("bias"))
 
 
 def with_gradient(module, variables, x, **call):
@@ -122,18 +97,6 @@ def test_the_same_key_draws_flax_s_parameters():
     assert_close(GRU(FEATURES).init(KEY, x), nn.RNN(nn.GRUCell(FEATURES)).init(KEY, x), 0)
 
 
-def test_cell_is_flax_s_cell():
-    carry, x = normal(0, BATCH, FEATURES), normal(1, BATCH, IN_FEATURES)
-    ours = GRUCell(FEATURES, **FLOAT64)
-    variables = flax_cell().init(KEY, carry, x)
-    assert_close(ours.apply(variables, carry, x), flax_cell().apply(variables, carry, x))
-    assert isinstance(ours, nn.RNNCellBase)
-    assert ours.num_feature_axes == 1
-    names = [list(inspect.signature(c).parameters) for c in (GRUCell, nn.GRUCell)]
-    fields = [name for name in names[1] if name not in ("parent", "name")]
-    assert names[0][: len(fields)] == fields
-
-
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_cells_in_flax_s_rnn_and_bidirectional(reset_after):
     def rnn():
@@ -155,43 +118,6 @@ def test_trees_without_some_biases():
 
 
 # --- The options of the layer -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reset_after", [False, True])
-def test_stack_is_the_composition_of_unroll(reset_after):
-    layer, variables = initialised(num_layers=2, reset_after=reset_after, return_carry=True)
-    params = [packed(variables["params"][f"layers_{i}"]["cell"]) for i in range(2)]
-    mask = jax.random.bernoulli(KEY, 0.7, (BATCH, TIME))
-    carry, outputs = composed(
-        gru_jax.GRU(reset_after), params, inputs().swapaxes(0, 1), bidirectional=False, mask=mask.T, resets=~mask.T
-    )
-    assert_close(jax.jit(layer.apply)(variables, inputs(), mask=mask, resets=~mask), (carry, outputs.swapaxes(0, 1)))
-
-
-def test_time_major_agrees():
-    layer, variables = initialised(bidirectional=True)
-    x, resets = inputs(), jax.random.bernoulli(KEY, 0.3, (BATCH, TIME))
-    major = make(bidirectional=True, time_major=True)
-    outputs = jax.jit(major.apply)(variables, x.swapaxes(0, 1), resets=resets.T, seq_lengths=LENGTH_ARRAY)
-    expected = jax.jit(layer.apply)(variables, x, resets=resets, seq_lengths=LENGTH_ARRAY)
-    assert_close(outputs.swapaxes(0, 1), expected)
-    assert_close(jax.jit(layer.apply)(variables, x[0], resets=resets[0]), expected[0])
-
-
-def test_resets_run_every_episode_on_its_own():
-    layer, variables = initialised(num_layers=2, bidirectional=True)
-    x, resets = inputs(batch=()), jnp.array([False, True, False, False, True])
-    run = jax.jit(layer.apply)
-    assert_close(run(variables, x, resets=resets), by_episode(lambda part: run(variables, part), x, resets))
-
-
-def test_initial_carry_continues_a_sequence():
-    layer, variables = initialised(num_layers=2, return_carry=True)
-    run, x = jax.jit(layer.apply), inputs()
-    zero = layer.initialize_carry(None, (BATCH, IN_FEATURES))
-    carry, first = run(variables, x[:, :3], initial_carry=zero)
-    carry, second = run(variables, x[:, 3:], initial_carry=carry)
-    assert_close((carry, jnp.concatenate([first, second], axis=1)), run(variables, x))
 
 
 def test_carry_of_a_cell():
@@ -304,45 +230,40 @@ def test_rnn_takes_masks_and_resets_as_the_layer_does():
 # --- Dropout ----------------------------------------------------------------------------------------------------------
 
 
-def test_recurrent_dropout_is_one_mask_per_sequence_and_call():
-    layer = GRU(40, recurrent_dropout=0.5, activation_fn=identity)
-    variables, x = {"params": {"cell": tree(counting(40))}}, jnp.zeros((30, TIME, 40))
-    run = jax.jit(lambda key: layer.apply(variables, x, rngs={"dropout": key}))
-    first, second = run(jax.random.key(0)), run(jax.random.key(1))
-    assert_one_mask_per_sequence(first, 0.5)
-    assert_one_mask_per_sequence(second, 0.5)
-    assert (first != second).any()
-    assert_close(run(jax.random.key(0)), first)
-    expected = jnp.broadcast_to(jnp.arange(1.0, TIME + 1)[:, None], x.shape)
-    assert_close(layer.apply(variables, x, deterministic=True), expected)
-
-
-def test_masks_are_drawn_outside_the_loop():
-    layer, variables = initialised(num_layers=2, dropout=0.5, recurrent_dropout=0.5, method="scan")
-    jaxpr = jax.make_jaxpr(lambda key: layer.apply(variables, inputs(), rngs={"dropout": key}))(KEY).jaxpr
-    bodies = list(scan_bodies(jaxpr))
-    assert "random_bits" in str(jaxpr)
-    assert len(bodies) == 2
-    assert not any("random" in str(body) for body in bodies)
-
-
-def test_dropout_between_layers_is_fresh_for_every_element():
-    layer = GRU(40, num_layers=2, dropout=0.25, activation_fn=identity)
-    variables = {"params": {f"layers_{i}": {"cell": tree(copying(40))} for i in range(2)}}
-    x = jnp.ones((30, TIME, 40))
-    outputs = jax.jit(layer.apply)(variables, x, rngs={"dropout": KEY})
-    kept = np.asarray(outputs != 0)
-    np.testing.assert_allclose(outputs[kept], 4 / 3)
-    assert abs(kept.mean() - 0.75) < 0.03
-    assert (kept[:, 1:] != kept[:, :-1]).mean() == pytest.approx(2 * 0.25 * 0.75, abs=0.03)
-
-
 def test_dropout_needs_its_stream_only_when_it_drops():
     layer, variables = initialised(num_layers=2, dropout=0.5)
     plain = jax.jit(make(num_layers=2).apply)(variables, inputs())
     assert_close(jax.jit(make(num_layers=2, dropout=0.5, deterministic=True).apply)(variables, inputs()), plain)
     with pytest.raises(Exception, match='needs PRNG for "dropout"'):
         layer.apply(variables, inputs())
+
+
+def test_rnn_of_a_cell_is_one_layer_of_it():
+    """Options that the cell has are not said twice; those of sequences are the layer's, recurrent dropout too."""
+    cell = GRUCell(FEATURES)
+    for options, match in [
+        ({"cell": nn.GRUCell(FEATURES)}, "cell must be one of gru_jax.cells or a gru_jax.linen.GRUCell, got GRUCell"),
+        ({"num_layers": 2}, "num_layers must be 1 with a GRUCell, which is one cell, got 2"),
+        ({"features": 3}, "features must be None with a GRUCell"),
+        ({"dtype": jnp.bfloat16}, "dtype must be that of the GRUCell, None, got"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=match):
+            RNN(**{"cell": cell, **options})
+    layer, variables = initialised(recurrent_dropout=0.5)
+    rnn = RNN(cell, recurrent_dropout=0.5)
+    given = {"rngs": {"dropout": KEY}}
+    assert_close(rnn.apply(variables, inputs(), **given), layer.apply(variables, inputs(), **given))
+    assert (rnn.apply(variables, inputs(), **given) != rnn.apply(variables, inputs(), deterministic=True)).any()
+
+
+def test_outputs_of_any_cell_stay_beside_their_inputs():
+    """Unless `keep_order` is False, as it is in Flax."""
+    layer = RNN(gru_jax.cells.LSTM(), FEATURES, reverse=True)
+    variables = layer.init(KEY, inputs())
+    forward = RNN(gru_jax.cells.LSTM(), FEATURES).apply(variables, inputs()[:, ::-1])
+    assert_close(layer.apply(variables, inputs()), forward[:, ::-1], 1e-6)
+    assert_close(layer.apply(variables, inputs(), keep_order=False), forward, 1e-6)
+    assert_close(layer.apply(variables, inputs()[:, ::-1], reverse=False), forward, 1e-6)
 
 
 # --- Transforms -------------------------------------------------------------------------------------------------------
@@ -432,32 +353,6 @@ def test_orbax_restores_parameters(tmp_path):
 
 
 # --- Precision and initial values -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}])
-def test_bfloat16_keeps_its_state_in_float32(options):
-    x = inputs().astype(jnp.bfloat16)
-    options = {"param_dtype": jnp.float32, **options}
-    layer = make(**options, return_carry=True)
-    variables = layer.init(KEY, x)
-    carry, outputs = layer.apply(variables, x)
-    assert (carry.dtype, outputs.dtype) == (jnp.float32, jnp.bfloat16)
-    wide = jax.tree.map(lambda a: a.astype(jnp.float64), variables)
-    np.testing.assert_allclose(np.asarray(outputs, np.float64), make().apply(wide, x.astype(jnp.float64)), atol=3e-2)
-    assert nn.RNN(GRUCell(FEATURES, **options)).apply(variables, x).dtype == jnp.bfloat16
-
-
-def test_initial_values():
-    layer = GRU(30, num_layers=2, update_bias_init=gru_jax.initializers.chrono(100))
-    params = layer.init(KEY, jnp.zeros((1, 200)))["params"]
-    first = params["layers_0"]["cell"]
-    for gate in "rzn":
-        assert first["i" + gate]["kernel"].std() == pytest.approx(200**-0.5, rel=0.05)
-        kernel = first["h" + gate]["kernel"]
-        assert_close(kernel @ kernel.T, jnp.eye(30), 1e-5)
-    assert_close((first["ir"]["bias"], first["in"]["bias"], first["hn"]["bias"]), (jnp.zeros(30),) * 3)
-    assert (first["iz"]["bias"] > 0).all()
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 def test_partitioning_reaches_the_parameters():

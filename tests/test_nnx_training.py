@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
@@ -17,13 +16,10 @@ from tests.sequences import (
     IN_FEATURES,
     TIME,
     assert_close,
-    assert_one_mask_per_sequence,
-    copying,
     counting,
     identity,
     inputs,
     normal,
-    scan_bodies,
 )
 
 
@@ -77,19 +73,6 @@ def test_random_carry_has_the_meaning_it_has_in_flax():
         make_cell(carry_init=nnx.initializers.normal()).initialize_carry((BATCH, IN_FEATURES))
 
 
-def test_recurrent_dropout_is_one_mask_per_sequence_and_call():
-    layer = GRU(40, 40, recurrent_dropout=0.5, activation_fn=identity, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-    assign(layer.cells[0], counting(40))
-    x = jnp.zeros((30, TIME, 40))
-    run = nnx.jit(lambda model, x: model(x))
-    first, second = run(layer, x), run(layer, x)
-    assert_one_mask_per_sequence(first, 0.5)
-    assert_one_mask_per_sequence(second, 0.5)
-    assert (first != second).any()
-    layer.eval()
-    assert_close(run(layer, x), jnp.broadcast_to(jnp.arange(1.0, TIME + 1)[:, None], x.shape))
-
-
 def test_every_layer_and_direction_has_its_own_recurrent_mask():
     layer = GRU(
         40,
@@ -104,29 +87,6 @@ def test_every_layer_and_direction_has_its_own_recurrent_mask():
         assign(cell, counting(40))
     (forward, backward), _ = layer(jnp.zeros((3, TIME, 40)), return_carry=True)
     assert (forward != backward).any()
-
-
-def test_masks_are_drawn_outside_the_loop():
-    layer = make(num_layers=2, dropout=0.5, recurrent_dropout=0.5, method="scan")
-    jaxpr = jax.make_jaxpr(lambda x, key: layer(x, rngs=key))(inputs(), jax.random.key(0)).jaxpr
-    bodies = list(scan_bodies(jaxpr))
-    assert "random_bits" in str(jaxpr)
-    assert len(bodies) == 2
-    assert not any("random" in str(body) for body in bodies)
-
-
-def test_dropout_between_layers_is_fresh_for_every_element():
-    layer = GRU(40, 40, num_layers=2, dropout=0.25, activation_fn=identity, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-    for cell in layer.cells:
-        assign(cell, copying(40))
-    x = jnp.ones((30, TIME, 40))
-    outputs = layer(x)
-    kept = np.asarray(outputs != 0)
-    np.testing.assert_allclose(outputs[kept], 4 / 3)
-    assert abs(kept.mean() - 0.75) < 0.03
-    assert (kept[:, 1:] != kept[:, :-1]).mean() == pytest.approx(2 * 0.25 * 0.75, abs=0.03)
-    assert (layer(x) != outputs).any()
-    assert_close(layer(x, deterministic=True), x)
 
 
 def test_last_layer_is_not_dropped():

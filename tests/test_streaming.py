@@ -43,7 +43,7 @@ def test_step_by_step_is_the_sequence(cell, num_layers, param_dtype, dtype, atol
     one = model(CELLS[cell], IN_FEATURES, FEATURES, num_layers=num_layers, dtype=param_dtype)
     stack = Stack(one.stack.cell, FEATURES, num_layers=num_layers, dtype=dtype and jnp.dtype(dtype))
     xs = inputs(IN_FEATURES, batch=BATCH, time=TIME, dtype=param_dtype)
-    zero = stack.zero_carry((BATCH, IN_FEATURES), jnp.dtype(param_dtype))
+    zero = stack.zero_carry(one.params, (BATCH,))
     whole = stack.run(one.params, xs)
     stepwise = streamed(lambda carry, x_t: stack.step(one.params, carry, x_t), zero, xs)
     assert_same(stepwise, whole, atol)

@@ -1,7 +1,6 @@
 """What `gru_jax.unroll` needs of a cell, and what a cell of one's own inherits; states and their checks."""
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -167,19 +166,24 @@ def _features(cell: Any, structure: Any, shapes: tuple[tuple[int, ...], ...]) ->
     sizes = sorted({size for shape in shapes for size in shape})
     divisors = sorted({d for size in sizes for d in range(1, size) if size % d == 0}.difference(sizes))
     for candidates in (sizes, sizes + divisors):
-        # Weights of x and h in one have in_features + features rows.
-        differences = {one - other for one in sizes for other in candidates if one > other}
-        fitting = {
-            features
-            for features, in_features in itertools.product(candidates, differences.union(candidates))
-            if _shapes(cell, in_features, features) == (structure, shapes)
-        }
+        fitting = [features for features in candidates if _fits(cell, features, structure, shapes)]
         if len(fitting) == 1:
-            return fitting.pop()
+            return fitting[0]
     raise ValueError(
         f"{type(cell).__name__} needs initial_state(params, batch, dtype): how wide its state is does not follow from "
         f"its init and the shapes of params, {', '.join(map(str, shapes))}"
     )
+
+
+def _fits(cell: Any, features: int, structure: Any, shapes: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether `cell.init` makes parameters of these shapes for so many features and inputs of some width."""
+    one, two = (_shapes(cell, in_features, features) for in_features in (1, 2))
+    if one is None or two is None or [len(shape) for shape in one[1]] != [len(shape) for shape in shapes]:
+        return False
+    axes = zip(*(sum(each, ()) for each in (one[1], two[1], shapes)), strict=True)
+    # Sizes grow with the width of the input in proportion, if at all.
+    widths = {1 + (size - first) // (second - first) for first, second, size in axes if second > first} or {1}
+    return len(widths) == 1 and _shapes(cell, widths.pop(), features) == (structure, shapes)
 
 
 def _shapes(cell: Any, in_features: int, features: int) -> Any:

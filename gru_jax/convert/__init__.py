@@ -13,8 +13,8 @@ from gru_jax.convert.frameworks import to_linen as to_linen
 from gru_jax.convert.frameworks import to_nnx as to_nnx
 from gru_jax.convert.keras import from_keras as from_keras
 from gru_jax.convert.keras import to_keras as to_keras
-from gru_jax.convert.model import Model as Model
 from gru_jax.convert.onnx_reader import from_onnx as from_onnx
 from gru_jax.convert.onnx_writer import to_onnx as to_onnx
 from gru_jax.convert.torch import from_torch as from_torch
 from gru_jax.convert.torch import to_torch as to_torch
+from gru_jax.models import Model as Model

@@ -12,7 +12,7 @@ import numpy as np
 from gru_jax import output
 from gru_jax.convert import activations
 from gru_jax.convert.formats import FORMATS, Contents, Options, guess
-from gru_jax.convert.model import Model
+from gru_jax.models import Model
 
 DESCRIPTION = """\
 Carries a trained GRU from one file to another.

@@ -15,9 +15,9 @@ import numpy as np
 
 from gru_jax.cells import GRU, Params
 from gru_jax.convert import activations, foreign
-from gru_jax.convert.model import Model, check_model
 from gru_jax.convert.torch import from_torch, prefixes
 from gru_jax.layers import Stack
+from gru_jax.models import Model, check_gru
 
 FORMAT = 1
 """The number of the format that `save` writes. It grows with every change that an older `load` would misread."""
@@ -49,7 +49,7 @@ def save(path: _Path, model: Model) -> None:
     >>> loaded.stack == model.stack, bool((loaded.params[0].kernel == model.params[0].kernel).all())
     (True, True)
     """
-    stack = check_model(model).stack
+    stack = check_gru(model).stack
     tensors = {
         prefix + field: np.ascontiguousarray(value)
         for prefix, params in zip(cell_names(stack), model.params, strict=True)
@@ -177,7 +177,7 @@ def _assemble(path: _Path, stack: Stack, tensors: dict[str, Any]) -> Model:
     if rest:
         raise ValueError(f"{path} has tensors that its stack does not know: {sorted(rest)}")
     try:
-        return check_model(Model(tuple(params), stack))
+        return check_gru(Model(tuple(params), stack))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} has tensors that do not fit its stack: {error}") from error
 

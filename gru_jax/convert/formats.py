@@ -9,7 +9,7 @@ import numpy as np
 
 from gru_jax.cells import Params
 from gru_jax.convert import files, foreign, onnx_graph, onnx_reader, onnx_writer, torch
-from gru_jax.convert.model import Model
+from gru_jax.models import Model
 
 
 class Options(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 
 from gru_jax.cells import CHO2014, CUDNN, GRU
 from gru_jax.convert import foreign, layouts
-from gru_jax.convert.model import Model, check_model
+from gru_jax.models import Model, check_gru
 
 # --- Flax -------------------------------------------------------------------------------------------------------------
 
@@ -94,7 +94,7 @@ def to_nnx(model: Model, *, recurrent_bias: bool = False) -> dict[str, Any]:
       TypeError, ValueError: if the parameters do not fit the stack, or it is one that the cell cannot be: Flax's has
         the equations `gru_jax.CUDNN` and no recurrent bias, so that of the model must be zero.
     """
-    stack = check_model(model).stack if recurrent_bias else layouts.checked(model, "flax.nnx.GRUCell", (CUDNN,))
+    stack = check_gru(model).stack if recurrent_bias else layouts.checked(model, "flax.nnx.GRUCell", (CUDNN,))
     if stack.num_layers > 1:
         raise ValueError(f"model.stack.num_layers must be 1: flax.nnx.RNN is a single layer, got {stack.num_layers}")
     return _to_flax(model, layouts.OURS if recurrent_bias else layouts.NNX)
@@ -139,7 +139,7 @@ def _paths(leaves: Iterable[str], known: Sequence[layouts.Layout]) -> list[str]:
 
 
 def _to_flax(model: Model, layout: layouts.Layout) -> dict[str, Any]:
-    check_model(model)
+    check_gru(model)
     stack = model.stack
     tree: layouts.Leaves = {}
     names = ("forward_rnn.cell.", "backward_rnn.cell.") if stack.bidirectional else ("cell.",)

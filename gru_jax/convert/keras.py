@@ -8,8 +8,8 @@ import numpy as np
 
 from gru_jax.cells import CHO2014, CUDNN, GRU
 from gru_jax.convert import activations, layouts
-from gru_jax.convert.model import Model, check_model
 from gru_jax.layers import Stack
+from gru_jax.models import Model, check_gru
 
 Config = Mapping[str, Any]
 
@@ -90,7 +90,8 @@ def to_keras(model: Model, config: Config | Sequence[Config] | None = None) -> l
     if config is None:
         stack = layouts.checked(model, "keras.layers.GRU", (CUDNN, CHO2014))
     else:
-        stack = check_model(model).stack
+        stack = check_gru(model).stack
+        layouts.refuse_zoneout(stack, "keras.layers.GRU")
     layout = layouts.KERAS if stack.cell.reset_after else layouts.KERAS_BEFORE
     layers = []
     for layer in layouts.by_layer(model):

@@ -9,9 +9,9 @@ import numpy as np
 
 from gru_jax.cells import CUDNN, GRU, Params
 from gru_jax.convert import foreign, packing
-from gru_jax.convert.model import Model, check_model
 from gru_jax.convert.packing import Packed, Packing
 from gru_jax.layers import Stack
+from gru_jax.models import Model, check_gru
 
 Leaves = dict[str, Any]
 """The arrays of a tree by their path, e.g. "cell.dense_i.kernel"."""
@@ -160,15 +160,22 @@ def arrays_of(layout: Layout, params: Params, reset_after: bool, use_bias: bool)
 
 def checked(model: Model, target: str, cells: Sequence[GRU], bidirectional: bool = True) -> Stack:
     """The stack of a model that the target can be."""
-    stack = check_model(model).stack
+    stack = check_gru(model).stack
     if stack.cell not in cells:
         known = " or ".join("gru_jax.CUDNN" if cell == CUDNN else "gru_jax.CHO2014" for cell in cells)
         raise ValueError(f"model.stack.cell must be {known} for {target}, got {stack.cell}")
     if stack.reverse:
         raise ValueError(f"model.stack.reverse must be False for {target}, got True")
+    refuse_zoneout(stack, target)
     if stack.bidirectional and not bidirectional:
         raise ValueError(f"model.stack.bidirectional must be False for {target}, got True")
     return stack
+
+
+def refuse_zoneout(stack: Stack, target: str) -> None:
+    """A target has no zoneout, which is there in evaluation, too, unlike dropout."""
+    if stack.zoneout:
+        raise ValueError(f"model.stack.zoneout must be 0 for {target}, got {stack.zoneout}")
 
 
 def by_layer(model: Model) -> list[tuple[Params, ...]]:

@@ -11,9 +11,9 @@ import numpy as np
 from gru_jax.cells import GRU, Params
 from gru_jax.convert import activations, foreign, onnx_graph, packing
 from gru_jax.convert.files import library
-from gru_jax.convert.model import Model
 from gru_jax.convert.onnx_constants import label, operator
 from gru_jax.layers import Carry, Stack
+from gru_jax.models import Model
 
 if TYPE_CHECKING:
     import onnx

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gru_jax.cells import Params
-from gru_jax.convert import activations, packing
+from gru_jax.convert import activations, layouts, packing
 from gru_jax.convert.files import library
-from gru_jax.convert.model import Model
 from gru_jax.convert.onnx_graph import FLOATS
 from gru_jax.gates import Activation
 from gru_jax.layers import Stack
+from gru_jax.models import Model, check_gru
 
 if TYPE_CHECKING:
     import onnx
@@ -59,7 +59,8 @@ def to_onnx(
     import gru_jax
 
     tools = library("onnx")
-    model = Model.of(gru, params)
+    model = check_gru(Model.of(gru, params))
+    layouts.refuse_zoneout(model.stack, "ONNX")
     graph = _Graph(tools, model)
     _declare(graph, model, seq_lengths, initial_carry)
     _write(graph, model, seq_lengths, initial_carry)

@@ -8,7 +8,7 @@ import numpy as np
 
 from gru_jax.cells import CUDNN
 from gru_jax.convert import layouts
-from gru_jax.convert.model import Model
+from gru_jax.models import Model
 
 _NAME = re.compile(r"((?:weight|bias)_(?:ih|hh))(|_l(\d+)(_reverse)?)")
 _FIRST = ("weight_ih_l0", "weight_ih")

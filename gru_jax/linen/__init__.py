@@ -1,6 +1,6 @@
-"""The GRU for Flax's linen: cell and loop that take the place of `flax.linen`'s `GRUCell` and `RNN`, and whole layers.
+"""Recurrent layers for Flax's linen: cell and loop in the place of its `GRUCell` and `RNN`, and layers of any cell.
 
-Parameters have the names and shapes that Flax gives them, so that a checkpoint of Flax's modules loads unchanged.
+Parameters of a GRU have the names and shapes that Flax gives them, so that a checkpoint of Flax's modules loads.
 """
 
 from gru_jax.linen.cell import GRUCell

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gru_jax import arguments, carries, cells, checks, initializers, layers
+from gru_jax import arguments, carries, cells, checks, initializers, one_step
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.linen.parameters import Gate, check_parts
@@ -127,9 +127,9 @@ class GRUCell(nn.RNNCellBase):
             than zeros.
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
-        carry, inputs = arguments.step(carry, inputs, None, None)
-        params, x = layers.cast(self.gru_params(inputs.shape[-1], carry.shape[-1]), inputs, self.dtype)
-        return layers.step(self.equations, params, carry, x, resets=resets, reset_state=reset_state)
+        carry, inputs, resets, reset_state = arguments.step(carry, inputs, resets, reset_state, None, None)
+        params, x = one_step.cast(self.gru_params(inputs.shape[-1], carry.shape[-1]), inputs, self.dtype)
+        return one_step.step(self.equations, params, carry, x, resets, reset_state)
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array | None, input_shape: Sequence[int]) -> jax.Array:
@@ -146,7 +146,7 @@ class GRUCell(nn.RNNCellBase):
           TypeError, ValueError: if input_shape does not fit.
         """
         batch = arguments.input_shape(input_shape, None)[:-1]
-        return self.carry_init(rng, (*batch, self.features), layers.carry_dtype(self.dtype, self.param_dtype))
+        return self.carry_init(rng, (*batch, self.features), one_step.carry_dtype(self.dtype, self.param_dtype))
 
     @property
     def num_feature_axes(self) -> int:

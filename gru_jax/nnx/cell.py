@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from gru_jax import activations, arguments, carries, cells, checks, initializers, layers
+from gru_jax import activations, arguments, carries, cells, checks, initializers, one_step
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.nnx import variables
@@ -168,7 +168,9 @@ class GRUCell(nnx.RNNCellBase):
             than zeros.
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
-        carry, inputs = arguments.step(carry, inputs, self.in_features, self.hidden_features)
+        carry, inputs, resets, reset_state = arguments.step(
+            carry, inputs, resets, reset_state, self.in_features, self.hidden_features
+        )
         params = self.params
         self.equations.check(params)
         kernel, recurrent_kernel, bias, recurrent_bias = params
@@ -179,7 +181,7 @@ class GRUCell(nnx.RNNCellBase):
             (x, recurrent_kernel, recurrent_bias), dtype=self.dtype
         )
         params = cells.Params(kernel, recurrent_kernel, bias, recurrent_bias)
-        return layers.step(self.equations, params, carry, x, resets=resets, reset_state=reset_state)
+        return one_step.step(self.equations, params, carry, x, resets, reset_state)
 
     def initialize_carry(
         self,
@@ -201,9 +203,9 @@ class GRUCell(nnx.RNNCellBase):
           ValueError: if input_shape does not fit, or a carry_init other than zeros has no rngs.
         """
         batch = arguments.input_shape(input_shape, self.in_features)[:-1]
-        shape, dtype = (*batch, self.hidden_features), layers.carry_dtype(self.dtype, self.param_dtype)
+        zero = jnp.zeros((*batch, self.hidden_features), one_step.carry_dtype(self.dtype, self.param_dtype))
         init = self.carry_init if carry_init is None else carry_init
-        return carries.initial(init, variables.carry_key(init, self.rngs if rngs is None else rngs), shape, dtype)
+        return carries.initial(init, variables.carry_key(init, self.rngs if rngs is None else rngs), [zero])
 
     @property
     def num_feature_axes(self) -> int:

@@ -51,6 +51,11 @@ def variable(value: jax.Array | None, box: Any, metadata: Mapping[str, Any]) -> 
     return nnx.Param(value if box is None else dataclasses.replace(box, raw_value=value), **metadata)
 
 
+def values(tree: Any) -> Any:
+    """The arrays of a tree of variables."""
+    return jax.tree.map(lambda leaf: leaf.get_value(), tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
 def unbox(init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> tuple[Initializer, Any]:
     """An initializer that draws arrays, and the box `nnx.with_partitioning` or `nnx.with_metadata` puts around them."""
     boxes = []

@@ -1,4 +1,4 @@
-"""A trained GRU as a value: what every converter makes and takes."""
+"""A stack of layers with its parameters as a value: what a layer is without Flax, and what converters make and take."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,21 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gru_jax.cells import GRU, Params
+from gru_jax.cells import GRU
 from gru_jax.layers import Carry, Outputs, Stack
+from gru_jax.options import NAMES, options_of
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A stack of GRU layers and its parameters. A pytree whose leaves are the parameters.
+    """A stack of layers and its parameters. A pytree whose leaves are the parameters.
 
     Attributes:
+      params: of each layer and direction, in the flat order of `Stack`; `Params` of a GRU.
       stack: the equations, and how layers and directions are put together.
-      params: of each layer and direction, in the flat order of `Stack`.
     """
 
-    params: tuple[Params, ...]
+    params: tuple[Any, ...]
     stack: Stack = dataclasses.field(metadata={"static": True})
 
     @staticmethod
@@ -29,8 +30,8 @@ class Model:
         """The model of a layer or a cell.
 
         Args:
-          gru: a `gru_jax.nnx.GRU`, a `gru_jax.linen.GRU`, the equations of a cell, or a model, as it is.
-          params: the variables of the layer in linen, or the `Params` of the cell; None with the others.
+          gru: a layer of `gru_jax.nnx` or `gru_jax.linen`, the equations of a GRU, or a model, as it is.
+          params: the variables of the layer in linen, or the `Params` of the GRU; None with the others.
 
         Raises:
           TypeError, ValueError: if something is not of its kind, or parameters do not fit; names the parameter.
@@ -70,6 +71,18 @@ def check_model(model: Any) -> Model:
     if not isinstance(model, Model):
         raise TypeError(f"model must be a gru_jax.convert.Model, as layer.model is, got {type(model).__name__}")
     model.stack.check(model.params, "model.params")
+    return model
+
+
+def check_gru(model: Any) -> Model:
+    """`model`, if it is one of a GRU, whose parameters are in floating point.
+
+    Raises:
+      TypeError, ValueError: likewise.
+    """
+    cell = check_model(model).stack.cell
+    if not isinstance(cell, GRU):
+        raise TypeError(f"model.stack.cell must be a gru_jax.GRU, got {type(cell).__name__}")
     for i, params in enumerate(model.params):
         for field, value in params._asdict().items():
             if value is not None and not jnp.issubdtype(value.dtype, jnp.floating):
@@ -77,28 +90,28 @@ def check_model(model: Any) -> Model:
     return model
 
 
+EQUATIONS = {"gate_fn": "gate", "activation_fn": "candidate", "reset_after": "reset_after"}
+"""What the Flax layer of a GRU calls the fields of its equations."""
+
+
 def layer_arguments(model: Any, changes: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
-    """A model whose stack has other options; and the arguments of its Flax layer, which nnx and linen have in common.
+    """A model of a GRU whose stack has other options; and the arguments of its Flax layer, the same in nnx and linen.
 
     Raises:
       TypeError, ValueError: if there is no such option, or the parameters of the model do not fit the stack.
     """
-    stack = check_model(model).stack
-    equations = {"gate_fn": "gate", "activation_fn": "candidate", "reset_after": "reset_after"}
-    known = ["return_carry", *equations, *(field.name for field in dataclasses.fields(stack))]
+    stack = check_gru(model).stack
+    known = ["return_carry", *EQUATIONS, "carry_init", *NAMES]
     if unknown := sorted(changes.keys() - set(known)):
         raise TypeError(f"from_model has no option {', '.join(unknown)}, only {', '.join(known)}")
-    stack = dataclasses.replace(stack, **{name: changes[name] for name in changes.keys() - equations.keys()})
-    cell = dataclasses.replace(
-        stack.cell, **{equations[name]: changes[name] for name in changes.keys() & equations.keys()}
-    )
-    model = check_model(Model(model.params, dataclasses.replace(stack, cell=cell)))
-    stack = model.stack
-    options = {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack) if field.name != "cell"}
-    return model, options | {
-        "reset_after": stack.cell.reset_after,
-        "gate_fn": stack.cell.gate,
-        "activation_fn": stack.cell.candidate,
+    cell = dataclasses.replace(stack.cell, **{field: changes[n] for n, field in EQUATIONS.items() if n in changes})
+    stack = dataclasses.replace(stack, cell=cell, **{name: changes[name] for name in NAMES if name in changes})
+    model = check_gru(Model(model.params, stack))
+    weights = {
+        "features": stack.features,
         "use_bias": model.use_bias,
         "param_dtype": jax.dtypes.canonicalize_dtype(model.params[0].kernel.dtype),
     }
+    equations = {name: getattr(cell, field) for name, field in EQUATIONS.items()}
+    others = {name: changes[name] for name in ("return_carry", "carry_init") if name in changes}
+    return model, options_of(stack) | weights | equations | others
