@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gru_jax import arguments, carries, checks, initializers, parameters
 from gru_jax.carries import Carry
-from gru_jax.cells import Cell, State
+from gru_jax.cells import Cell, Packed, State
 from gru_jax.dropout import dropout_mask, zoneout_mask
 from gru_jax.initializers import Initializer
 from gru_jax.one_step import cast, step
@@ -115,14 +115,14 @@ class Stack(Options):
             self.cell.check(member, f"{name}[{i}]")
         if (in_features := self._in_features(params)) is None:
             return
-        gates = len(getattr(self.cell, "order", ""))
+        gates = len(self.cell.order)
         for i, (member, width) in enumerate(zip(params, self.widths(in_features), strict=True)):
             symbols, expected = f"(in_features, {gates}·features)", (width, gates * self.features)
             checks.shape(f"{name}[{i}].kernel", member.kernel, symbols, expected)
 
     def _in_features(self, params: Sequence[Any]) -> int | None:
         """The width of the inputs, if parameters are packed by gate and so say it; of a user's own cell None."""
-        return params[0].kernel.shape[0] if hasattr(self.cell, "order") else None
+        return params[0].kernel.shape[0] if isinstance(self.cell, Packed) else None
 
     def zero_carry(self, params: Sequence[Any], batch: Sequence[int] = ()) -> Carry:
         """The fresh state of every layer and direction, with batch axes of these sizes; see `initial_carry`."""
