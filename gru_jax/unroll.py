@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, engine, meshes, policy, primitives
+from gru_jax import checks, engine, initializers, meshes, policy, primitives
 from gru_jax.cells import GRU, Cell, Packed, State, as_given, checked_state
 from gru_jax.recurrence import Operands
 from gru_jax.zoneout import Keep, zone_out
@@ -94,6 +94,7 @@ def unroll(
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape (T, *batch, in_features), got {xs.shape}")
     params, xs, state_dtype = cell.prepare(params, xs, "xs", "(T, *batch, in_features)")
+    dtype = initializers.floating_dtype((xs, params))
     steps, *batch = xs.shape[:-1]
     zero = cell.initial_state(params, batch, state_dtype)
     given = zero if h_0 is None else h_0
@@ -111,7 +112,7 @@ def unroll(
         mask = counts if mask is None else mask & counts
         resets = None if resets is None else resets & counts
     if steps == 0:
-        return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), xs.dtype)
+        return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), dtype)
     xs, params, (mask, resets, zoned), (h_0, start, drop) = meshes.aligned(
         xs, params, (mask, resets, zoned), (h_0, start, drop)
     )
@@ -127,7 +128,7 @@ def unroll(
         runs = {"scan": _scan, "fused": _fused, "auto": _auto}
         h_T, hs = runs[method](_Step(cell, rates), reverse, (params, start, drop), h_0, (xs, mask, resets, zoned))
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
-    return as_given(h_T, given), outputs.astype(xs.dtype)
+    return as_given(h_T, given), outputs.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)

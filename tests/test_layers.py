@@ -15,9 +15,9 @@ from flax import linen, nnx
 
 import gru_jax
 from gru_jax import parameters
-from gru_jax.cells import GOODFELLOW, LSTM
+from gru_jax.cells import GOODFELLOW, LSTM, CellBase
 from gru_jax.options import Options
-from tests.flax_layers import KEY, each_api, of_params, rnn, uncached_rnn
+from tests.flax_layers import KEY, Layer, each_api, of_params, rnn, uncached_rnn
 from tests.own_cells import OWN
 from tests.sequences import (
     BATCH,
@@ -301,3 +301,36 @@ def test_importing_a_layer_imports_no_converter():
         "assert not [name for name in sys.modules if name.startswith('gru_jax.convert')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- Inputs of integers -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding(CellBase):
+    """Its inputs are rows of a table."""
+
+    def init(self, key, in_features, features, /):
+        return jax.random.normal(key, (7, features))
+
+    def initial_state(self, params, batch, dtype, /):
+        return jnp.zeros((*batch, params.shape[-1]), dtype)
+
+    def step(self, params, h, x, /):
+        return (h + params[x[..., 0]]) / 2
+
+
+@each_api
+def test_inputs_of_integers_stay_so_and_outputs_are_none(api):
+    x, options = jax.random.randint(KEY, (BATCH, TIME, 1), 0, 7), {"features": FEATURES, "dtype": jnp.bfloat16}
+    if api == "nnx":
+        layer = Layer(gru_jax.nnx.RNN(Embedding(), 1, rngs=nnx.Rngs(0), **options))
+    else:
+        module = gru_jax.linen.RNN(Embedding(), **options)
+        layer = Layer(module, module.init(KEY, x))
+    outputs = layer(x)
+    carry, first = layer.step(layer.initialize_carry((BATCH, 1)), x[:, 0])
+    assert (outputs.dtype, first.dtype, carry.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    (table,) = layer.params
+    assert_close(first, (table.astype(jnp.bfloat16)[x[:, 0, 0]] / 2).astype(jnp.bfloat16), 1e-2)
+    assert_close(outputs[:, 0], first, 0)
