@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gru_jax import initializers, meshes
 from gru_jax.cells import Cell, State, as_given
-from gru_jax.unroll import _Step
+from gru_jax.unroll import MaskedStep
 from gru_jax.zoneout import checked as checked_zoneout
 
 
@@ -41,7 +41,7 @@ def step(
     resets = None if resets is None else resets[..., None]
     inputs, params, resets, (before, start) = meshes.aligned(inputs, params, resets, (before, start), lead=0)
     rates, _ = checked_zoneout(zoneout, None, like, 1)
-    after = _Step(cell, rates)((params, start, None), before, (inputs, None, resets, None))
+    after = MaskedStep(cell, rates)((params, start, None), before, (inputs, None, resets, None))
     return as_given(after, carry), cell.output(after).astype(initializers.floating_dtype((inputs, params)))
 
 

@@ -126,13 +126,13 @@ def unroll(
         h_T, hs = _parallel(cell, params, xs, h_0, mask, resets, start, reverse)
     else:
         runs = {"scan": _scan, "fused": _fused, "auto": _auto}
-        h_T, hs = runs[method](_Step(cell, rates), reverse, (params, start, drop), h_0, (xs, mask, resets, zoned))
+        h_T, hs = runs[method](MaskedStep(cell, rates), reverse, (params, start, drop), h_0, (xs, mask, resets, zoned))
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
     return as_given(h_T, given), outputs.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Step:
+class MaskedStep:
     """A cell's step within a call: at resets from another state, zoned out, and none where it is masked.
 
     It takes (params, reset_state, recurrent_dropout_mask), a state, and (x, mask, reset, zoneout masks), of which all
@@ -164,7 +164,7 @@ class _Step:
         return held(zone_out(keep, before, advance(params, before, x_t, **options)), state)
 
 
-def _scan(step: _Step, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
+def _scan(step: MaskedStep, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
     """Last state and outputs, step by step: nothing but the cell's step under `lax.scan`."""
 
     def body(h_tm1: State, now: Any) -> tuple[State, jax.Array]:
@@ -178,14 +178,14 @@ def _scan(step: _Step, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple
 _states = jax.jit(engine.states, static_argnums=(0, 1, 2))
 
 
-def _fused(step: _Step, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
+def _fused(step: MaskedStep, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
     """Last state and outputs, by the two recurrences of `gru_jax.engine`."""
     save = policy.saves_products(params[0], xs[0].shape[1:-1])
     hs = _states(step, reverse, save, params, h_0, xs)
     return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], hs), jax.vmap(step.cell.output)(hs)
 
 
-def _auto(step: _Step, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
+def _auto(step: MaskedStep, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
     """Last state and outputs, by whichever is faster."""
     run = _scan if policy.scans(params[0], xs[0].shape[1:-1]) else _fused
     return run(step, reverse, params, h_0, xs)

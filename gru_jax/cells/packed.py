@@ -76,7 +76,7 @@ class Packed(CellBase, Generic[P]):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return ("scan", "fused")
+        return ("auto", "scan", "fused")
 
     def layout(self, in_features: int, features: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The shapes of the parameters that the cell has, biases included, each in symbols and in numbers."""
