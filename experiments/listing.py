@@ -80,4 +80,4 @@ def _models() -> list[str]:
 
 def _wrap(start: str, line: str) -> str:
     hang = " " * (len(start) if start.startswith(" ") else 4)
-    return textwrap.fill(line, COLUMNS, initial_indent=start, subsequent_indent=hang)
+    return textwrap.fill(line, COLUMNS, initial_indent=start, subsequent_indent=hang, break_on_hyphens=False)

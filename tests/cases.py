@@ -47,16 +47,10 @@ def normal_init(key, shape, dtype):
     return jax.random.normal(key, shape, dtype)
 
 
-def half_normal_init(key, shape, dtype):
-    """Soon compiled, unlike an orthogonal or a truncated draw."""
-    return jax.random.normal(key, shape, dtype) / 2
-
-
 def problem(cell, options=(), *, dtype=jnp.float64, seed=0, use_bias=True, batch=(BATCH,), steps=STEPS) -> Problem:
     """A random problem whose every parameter is away from zero, biases too."""
     keys = jax.random.split(jax.random.key(seed), 8)
-    inits = {"kernel_init": half_normal_init, "recurrent_kernel_init": half_normal_init, "bias_init": normal_init}
-    params = cell.init(keys[0], IN_FEATURES, FEATURES, use_bias=use_bias, dtype=dtype, **inits)
+    params = cell.init(keys[0], IN_FEATURES, FEATURES, use_bias=use_bias, bias_init=normal_init, dtype=dtype)
     xs = jax.random.normal(keys[1], (steps, *batch, IN_FEATURES), dtype)
     h_0, reset_state = jax.random.normal(keys[2], (2, *batch, FEATURES), dtype)
     every = {

@@ -190,7 +190,10 @@ EVERY = {name: (cell, None) for name, cell in CELLS.items()} | {
 }
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("cudnn", "lstm", "mingru") else pytest.mark.long) for name in EVERY],
+)
 def test_step_of_every_cell_takes_resets(name):
     cell, case = EVERY[name]
     if case is None:
