@@ -193,7 +193,7 @@ def test_interleaving():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "AB"}
     timings = timing.interleave(functions, rounds=2, sample_seconds=0)
-    assert "".join(calls)[-8:] == "AABBAABB"
+    assert "".join(calls)[-8:] == "AABBBBAA"
     assert all(taken.repetitions == 1 and len(taken.seconds) == 2 for taken in timings.values())
 
 
