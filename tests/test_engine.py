@@ -3,10 +3,13 @@
 In float64, where both differ by rounding alone.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import gru_jax
 from gru_jax import policy
@@ -135,6 +138,24 @@ def test_time_and_batch_are_one_axis_on_a_single_device(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     got, expected = both("joined", flags(ALL, 2), forward_over_reverse, batch=2)
     chex.assert_trees_all_close(got, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["scan", "fused"])
+def test_gradient_inside_shard_map(method):
+    """Sequences lie on two devices; the start of a call, which is made within, is on both; weights are summed over."""
+    cell, (params, xs, *_) = problem("clocked", batch=4)
+    resets = jax.random.bernoulli(jax.random.key(3), 0.3, xs.shape[:-1])
+
+    def gradient(params, xs, resets):
+        run = functools.partial(gru_jax.unroll, cell, resets=resets, method=method)
+        return jax.grad(lambda params, xs: (run(params, xs)[1] ** 2).sum(), (0, 1))(params, xs)
+
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,))
+    batch = PartitionSpec(None, "devices")
+    spread = jax.shard_map(
+        gradient, mesh=mesh, in_specs=(PartitionSpec(), batch, batch), out_specs=(PartitionSpec(), batch)
+    )
+    chex.assert_trees_all_close(jax.jit(spread)(params, xs, resets), gradient(params, xs, resets), atol=1e-12)
 
 
 @pytest.mark.long
