@@ -18,9 +18,7 @@ from gru_jax.cells import (
     DREAMER,
     LSTM,
     MGU,
-    MUT1,
     BlockGRU,
-    DiagonalGRU,
     Elman,
     Leaky,
     LSTMState,
@@ -38,13 +36,13 @@ LAYOUTS = {
     "inputs alone": ((8,), (8,), P(None, "a"), P(), P(), P(None, "a", None)),
     "state alone": ((8,), (8,), P(), P("a"), P(None, "a"), P(None, "a", None)),
 }
-METHODS = [(gru_jax.CUDNN, "fused"), (gru_jax.CUDNN, "scan"), (MinGRU(), "parallel"), (LSTM(), "scan")]
+METHODS = [(gru_jax.CUDNN, "fused"), (gru_jax.CUDNN, "scan"), (MinGRU(), "parallel"), (LSTM(), "fused")]
 METHODS += [(gru_jax.CUDNN, "native")] if native_is_installed else []
 OTHERS = [(cell, "scan") for cell in (Elman(), Leaky(), MGU(), MinGRU(), RefineGRU(), gru_jax.CHO2014)]
-OTHERS += [(cell, "scan") for cell in (DREAMER, BlockGRU(2), DiagonalGRU(), MUT1())]
+OTHERS += [(cell, "fused") for cell in (DREAMER, BlockGRU(2))]
 OTHERS += [(gru_jax.GOODFELLOW, "fused"), *[(gru_jax.CHO2014, "native")] * native_is_installed]
 TABLE = [(*one, layout) for one in METHODS for layout in LAYOUTS]
-TABLE += [(*one, layout) for one in OTHERS for layout in ("batch", "batch and features")]
+TABLE += [(*one, "batch and features") for one in OTHERS]
 
 
 def derivatives(cell, method, options, second):

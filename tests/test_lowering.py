@@ -136,10 +136,9 @@ def test_a_module_as_a_keyword():
 )
 def test_few_uses_of_many_weights_are_left_to_xla(steps, batch, features, states, pull):
     def used(method, *groups):
-        params = gru_jax.CUDNN.init(jax.random.key(0), 64, features)
-        shapes = [
-            jax.ShapeDtypeStruct((*groups, *x.shape), jnp.float32) for x in (*params, jnp.ones((steps, batch, 64)))
-        ]
+        params = jax.eval_shape(lambda: gru_jax.CUDNN.init(jax.random.key(0), 64, features))
+        own = (*(x.shape for x in params), (steps, batch, 64))
+        shapes = [jax.ShapeDtypeStruct((*groups, *shape), jnp.float32) for shape in own]
 
         def loss(*args):
             return (gru_jax.unroll(gru_jax.CUDNN, gru_jax.Params(*args[:-1]), args[-1], method=method)[1] ** 2).sum()

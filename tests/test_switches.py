@@ -21,7 +21,7 @@ from jax.experimental import checkify, sparse
 from jax.sharding import PartitionSpec as P
 
 import gru_jax
-from gru_jax.cells import DREAMER, LSTM, MUT1, BlockGRU, DiagonalGRU, Leaky, MinGRU, RefineGRU
+from gru_jax.cells import DREAMER, LSTM, Leaky, MinGRU, RefineGRU
 from tests.cases import native_is_installed, normal_init
 from tests.sequences import random_kernel
 
@@ -101,8 +101,7 @@ UNROLLED = {
     "fused, reset before, backward": functools.partial(unrolled, gru_jax.CHO2014, "fused", reverse=True),
     "minGRU, parallel": (MinGRU(), "parallel"),
 }
-CELLS = {type(cell).__name__: (cell, "scan") for cell in (LSTM(), Leaky(), RefineGRU(), DREAMER)}
-CELLS |= {type(cell).__name__: (cell, "scan") for cell in (BlockGRU(2), DiagonalGRU(), MUT1())}
+CELLS = {type(cell).__name__: (cell, "fused") for cell in (LSTM(), Leaky(), RefineGRU(), DREAMER)}
 SUBJECTS = {
     **{
         name: given if callable(given) else functools.partial(unrolled, *given)

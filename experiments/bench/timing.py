@@ -59,8 +59,8 @@ def interleave(functions: Mapping[Key, Callable[[], Any]], rounds: int, sample_s
         for done in range(rounds):
             if done >= FEWEST and time.perf_counter() - began > PATIENCE:
                 break
-            names = list(functions)
-            for name in names[done % len(names) :] + names[: done % len(names)]:
+            first = done % max(1, len(functions))
+            for name in [*functions][first:] + [*functions][:first]:
                 function = functions[name]
                 # Not timed: it brings the function's data back into the caches, and by its end the threads of the
                 # function before no longer spin.
