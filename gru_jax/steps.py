@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Literal, mapped_aval
 
+from gru_jax import jaxprs
 from gru_jax.cells.affine import merges
 from gru_jax.jaxprs import bind, evaluate, read, variables
 
@@ -68,24 +69,17 @@ class Product(NamedTuple):
         """The products of factors that have a time axis in front."""
         return product_at_all_steps(self.equation, self.place, factors, matrix)
 
-    def of(self, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None) -> jax.Array:
+    def of(self, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None = None) -> jax.Array:
         """The product, or the sum."""
         value = self.times(factor, matrix)
         return value if addend is None else value + addend
 
     def saved(self, value: jax.Array, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None) -> jax.Array:
         """Its value if it is known, with the derivatives that it has."""
-
-        @jax.custom_jvp
-        def known(value: jax.Array, *operands: Any) -> jax.Array:
-            return value
-
-        def rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-            return known(*primals), jax.jvp(lambda *given: self.of(*given, *rest), primals[1:], tangents[1:])[1]
-
-        rest = [None] if addend is None else []
-        known.defjvp(rule)
-        return known(value, factor, matrix, *([] if addend is None else [addend]))
+        given = [] if addend is None else [addend]
+        return jaxprs.known(
+            value, lambda *operands: self.of(*operands, *[None] * (3 - len(operands))), factor, matrix, *given
+        )
 
 
 class StagedStep:
