@@ -36,20 +36,23 @@ SMALL, PER_USE = 1 << 18, {"gru_states": 50_000, "gru_pull": 30_000}
 """A recurrence is left to XLA if W and U hold more numbers than the first, and more than the second for each step and
 sequence that uses them: the kernels begin with a copy of the weights in an order of their own, and their gradient ends
 with a sum of the parts' (measured: README)."""
+SMALL_OF_SEVERAL = 3 << 17
+"""The first for the states of several sequences: of four sequences within a `lax.scan` of 128 calls of one step, D = H
+= 256, the kernel is 1.24 times as fast as Flax' cell, XLA 0.99 (`python -m experiments bench --rollout --rounds 3
+--sample-ms 10`, first table, medians of three processes, 2 cores, AVX2)."""
 PER_USE_OF_ONE = 20_000
 """The second for the states of one sequence, whose steps are too short for the kernels' two threads to share well:
 D = H = 256, T = 16 and 32: 0.8, 1.2 times as fast as XLA; 512, T = 32 and 64: 0.4, 1.2. Of two sequences 1.3 and more
 from 50,000 on (one run, 2 cores, AVX2)."""
 FEW_USES = 4
 """So are the states of fewer steps and sequences than this: a call of a kernel then takes longer than all else. One
-step of one sequence within a `lax.scan` of 128 calls, D = H = 32, 128, 256: 0.51, 0.74, 0.48 times as fast as Flax'
-cell by the kernel, 1.18, 1.04, 0.96 by XLA; of four sequences 1.13, 1.12, 0.89 and 1.13, 1.04, 1.06 (one run, 2 cores,
-AVX2)."""
+step of one sequence within a `lax.scan` of 128 calls, D = H = 32, 128, 256: 0.66, 0.84, 0.45 times as fast as Flax'
+cell by the kernel, 1.21, 0.95, 1.02 by XLA; of four sequences 1.33, 1.23, 1.24 and 1.10, 1.04, 0.99 (as above). A call
+alone of one step is 1.8 to 3 times as fast by the kernel, but a lowering does not see which it is."""
 ONE_STEP = 1 << 20
 """So is a single step with more weights than this, for however many sequences: they leave the caches. Within a scan of
-128 calls, D = H = 512 and 4, 16, 64, 256 sequences: 0.63, 0.61, 0.92, 0.98 times as fast as Flax' cell by the kernel,
-1.09, 1.04, 1.01, 1.04 by XLA (`python -m experiments bench --rollout --rounds 5 --sample-ms 10`, first table, medians
-of three processes, 2 cores, AVX2)."""
+128 calls, D = H = 512 and 4, 16, 64, 256 sequences: 0.71, 0.76, 0.97, 0.97 times as fast as Flax' cell by the kernel,
+1.16, 1.05, 1.00, 0.95 by XLA (as above)."""
 KEPT_FROM = 1 << 16
 """Preactivations are kept for the gradient if W and U hold more numbers than this (measured: README)."""
 KEPT_UP_TO = 1 << 21
@@ -98,12 +101,12 @@ def _is_short(primitive: str, named: dict[str, Any]) -> bool:
     if math.prod(lead[: o.groups]) > 1:
         return False  # XLA has no fast product of several matrices
     steps, sequences = o.xs.shape[0], math.prod(lead[o.groups :])
-    uses, per_use = steps * sequences, PER_USE[primitive]
+    uses, small, per_use = steps * sequences, SMALL, PER_USE[primitive]
     if primitive == "gru_states":
         if uses < FEW_USES or (steps == 1 and weights > ONE_STEP):
             return True
-        per_use = PER_USE_OF_ONE if sequences == 1 else per_use
-    return weights > max(SMALL, per_use * uses)
+        small, per_use = (SMALL, PER_USE_OF_ONE) if sequences == 1 else (SMALL_OF_SEVERAL, per_use)
+    return weights > max(small, per_use * uses)
 
 
 def keeps(named: dict[str, Any], params: dict[str, Any]) -> bool:

@@ -130,6 +130,8 @@ def test_a_module_as_a_keyword():
         (40, 1, 512, False, True),
         (45, 1, 512, True, True),
         (5, 8, 512, True, True),
+        (1, 4, 325, True, False),
+        (1, 4, 375, False, False),
         (1, 64, 640, False, True),
         (2, 64, 640, True, True),
     ],
@@ -166,6 +168,7 @@ def test_one_of_them_left_to_xla(cell, left, kept, keep, monkeypatch):
     """The states of a kernel, and what it keeps, are right for the gradient of XLA, and the other way round."""
     keep(kept)
     monkeypatch.setattr(lowering, "SMALL", 0)
+    monkeypatch.setattr(lowering, "SMALL_OF_SEVERAL", 0)
     monkeypatch.setattr(lowering, "PER_USE", dict.fromkeys(lowering.PER_USE, float("inf")) | {left: 0})
     p = problem(cell, OPTIONS["all"])
     function, args = functools.partial(value_and_gradient, cell, p.options), single(p[:4])
