@@ -21,9 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from gru_jax import meshes
+from gru_jax.recurrence import STATES, shifted
 from gru_jax.steps import StagedStep, State, Step
-
-STATES = "gru_jax.states"
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -127,11 +126,6 @@ def _tangents(step: Step, reverse: bool, primals: Any, hs: State, saved: Any, ta
     y_0 = meshes.varied(jax.tree.map(_filled, d_state_0, state_0, is_leaf=_is_none), hs)
     now = (inputs, d_inputs, before, saved, terms)
     return jax.lax.scan(body, y_0, now, length=_length(xs), reverse=reverse)[1]
-
-
-def shifted(ys: jax.Array, start: jax.Array, reverse: bool) -> jax.Array:
-    """The values before each step: `start`, then ys without its last, in the direction of time."""
-    return jnp.concatenate([ys[1:], start[None]] if reverse else [start[None], ys[:-1]])
 
 
 def _length(xs: Any) -> int | None:

@@ -169,6 +169,11 @@ def floating_dtype(tree: Any) -> Any:
     return jnp.result_type(*dtypes or [jnp.float32])
 
 
+def cast_floating(tree: Any, dtype: Any) -> Any:
+    """A tree whose leaves in floating point are in `dtype`; the others stay as they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+
 def single_or_wider(dtype: Any) -> Any:
     """float32 for a narrower floating-point dtype, any other as it is: of what must not be computed or kept in less.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gru_jax import arguments, carries, checks, initializers, parameters
 from gru_jax.carries import Carry
-from gru_jax.cells import Cell, Packed, State
+from gru_jax.cells import Packed, State, check_cell
 from gru_jax.dropout import dropout_mask, zoneout_mask
 from gru_jax.initializers import Initializer
 from gru_jax.one_step import cast, step
@@ -55,8 +55,7 @@ class Stack(Options):
     features: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.cell, Cell) or isinstance(self.cell, type):
-            raise TypeError(f"cell must be a gru_jax.GRU or another of gru_jax.cells, got {type(self.cell).__name__}")
+        check_cell(self.cell)
         checks.integer("features", self.features, at_least=1)
         checks.integer("num_layers", self.num_layers, at_least=1)
         for name in ("bidirectional", "time_major", "reverse"):

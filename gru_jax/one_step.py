@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gru_jax import initializers, meshes
 from gru_jax.cells import Cell, State, as_given
@@ -53,9 +52,7 @@ def cast(params: Any, inputs: jax.Array, dtype: Any) -> tuple[Any, jax.Array]:
     """Parameters and inputs, where they are in floating point, in `dtype`; as they are if it is None."""
     if dtype is None:
         return params, inputs
-    return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, (params, inputs)
-    )
+    return initializers.cast_floating((params, inputs), dtype)
 
 
 def carry_dtype(dtype: Any, param_dtype: Any) -> Any:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+
+from gru_jax import initializers
 
 Path = tuple[str, ...]
 
@@ -26,7 +27,7 @@ def drawn(
     if takes(cell.init, "dtype"):
         keywords.setdefault("dtype", dtype)
     made = cell.init(key, in_features, features, **keywords)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, made)
+    return initializers.cast_floating(made, dtype)
 
 
 def takes(function: Any, keyword: str) -> bool:

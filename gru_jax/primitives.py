@@ -22,10 +22,8 @@ from jax.interpreters import ad, batching, mlir
 from gru_jax import lowering, meshes, partitioning, recurrence, shapes
 from gru_jax.cells import GRU
 from gru_jax.linearisation import Linearisation, Preactivations, apply, apply_transposed, preactivation_count
-from gru_jax.recurrence import KEPT, Operands, select, shifted, unless
+from gru_jax.recurrence import KEPT, STATES, Operands, select, shifted, unless
 from gru_jax.shapes import named_operands
-
-STATES = "gru_jax.states"
 
 save_states = jax.checkpoint_policies.save_only_these_names(STATES)
 """Policy for `jax.checkpoint` around a model: of its GRU layers keep what their gradients need, nothing else.

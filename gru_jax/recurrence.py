@@ -46,6 +46,8 @@ from gru_jax.linearisation import (
     source,
 )
 
+STATES = "gru_jax.states"
+"""The name of what a gradient needs of a recurrence, for policies of `jax.checkpoint`."""
 KEPT = "kept_"
 """Among the operands of `push` and `pull` the preactivations are named so, and by their own name."""
 

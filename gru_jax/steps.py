@@ -76,10 +76,9 @@ class Product(NamedTuple):
 
     def saved(self, value: jax.Array, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None) -> jax.Array:
         """Its value if it is known, with the derivatives that it has."""
-        given = [] if addend is None else [addend]
-        return jaxprs.known(
-            value, lambda *operands: self.of(*operands, *[None] * (3 - len(operands))), factor, matrix, *given
-        )
+        operands = (factor, matrix) if addend is None else (factor, matrix, addend)
+        # Not the method itself: it would be hashed by the equation, which cannot be.
+        return jaxprs.known(value, lambda *given: self.of(*given), *operands)
 
 
 class StagedStep:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, engine, initializers, meshes, policy, primitives
-from gru_jax.cells import GRU, Cell, Packed, State, as_given, checked_state
+from gru_jax.cells import GRU, Cell, Packed, State, as_given, check_cell, checked_state
 from gru_jax.recurrence import Operands
 from gru_jax.zoneout import Keep, zone_out
 from gru_jax.zoneout import checked as checked_zoneout
@@ -86,8 +86,7 @@ def unroll(
     >>> hs.shape, bool((hs[7:, 1] == 0).all()), bool((h_T[1] == hs[6, 1]).all())
     ((10, 2, 4), True, True)
     """
-    if not isinstance(cell, Cell) or isinstance(cell, type):
-        raise TypeError(f"cell must be a gru_jax.GRU or another of gru_jax.cells, got {type(cell).__name__}")
+    check_cell(cell)
     checks.choice("method", method, tuple(dict.fromkeys(("auto", *cell.methods))))
     xs = checks.array("xs", xs)
     checks.time_is_whole("xs", xs, 0)

@@ -4,7 +4,8 @@ The new values are those that the cell makes of the old state: the h of an LSTM 
 that is kept or not.
 
 Reference:
-  D. Krueger et al.: Zoneout: Regularizing RNNs by randomly preserving hidden activations, arXiv:1606.01305.
+  D. Krueger et al.: Zoneout: Regularizing RNNs by randomly preserving hidden activations, arXiv:1606.01305; the
+  paper itself was not at hand.
 """
 
 from typing import Any

@@ -22,7 +22,7 @@ gates of a cell side by side, 3H those of a GRU in the order r, z, n.
 """
 
 from gru_jax.cells.affine import Projected, lifted, product, project, split
-from gru_jax.cells.base import Cell, CellBase, State, as_given, broadcast_state, checked_state
+from gru_jax.cells.base import Cell, CellBase, State, as_given, broadcast_state, check_cell, checked_state
 from gru_jax.cells.block import BlockGRU, BlockParams
 from gru_jax.cells.cfn import CFN
 from gru_jax.cells.diagonal import DiagonalGRU, DiagonalParams
@@ -74,6 +74,7 @@ __all__ = [
     "State",
     "as_given",
     "broadcast_state",
+    "check_cell",
     "checked_state",
     "lifted",
     "product",

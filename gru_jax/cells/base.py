@@ -60,6 +60,12 @@ class Cell(Protocol):
         ...
 
 
+def check_cell(cell: Any) -> None:
+    """Refuses what is no cell; a class of cells is none."""
+    if not isinstance(cell, Cell) or isinstance(cell, type):
+        raise TypeError(f"cell must be a gru_jax.GRU or another of gru_jax.cells, got {type(cell).__name__}")
+
+
 class CellBase:
     """Base of a cell of one's own: its equations are all that is to be written.
 
@@ -92,7 +98,7 @@ class CellBase:
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods of `gru_jax.unroll`, the first of which is what "auto" stands for."""
-        return ("auto", "fused", "scan")
+        return ("auto", "scan", "fused")
 
     @property
     def update_gate(self) -> str:
@@ -147,17 +153,11 @@ class CellBase:
         """
         checks.floating(name, x)
         self.check(params)
-        leaves = (x, *jax.tree.leaves(params))
-        floating = [leaf for leaf in leaves if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-        if not floating:
+        params = jax.tree.map(jnp.asarray, params)
+        if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (x, *jax.tree.leaves(params))):
             raise TypeError(f"{name} or params must be floating point, got {x.dtype}")
-        dtype = jnp.result_type(*floating)
-
-        def cast(leaf: Any) -> jax.Array:
-            leaf = jnp.asarray(leaf)
-            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-        return jax.tree.map(cast, params), cast(x), initializers.single_or_wider(dtype)
+        dtype = initializers.floating_dtype((x, params))
+        return *initializers.cast_floating((params, x), dtype), initializers.single_or_wider(dtype)
 
 
 @functools.lru_cache(maxsize=256)

@@ -27,7 +27,8 @@ class CFN(Packed[Params]):
     `Params`, 3 (DH + H) + 2 H² of them; gates in the order f, i, n, of which f and i have recurrent weights.
 
     Reference:
-      T. Laurent, J. von Brecht: A recurrent neural network without chaos, ICLR 2017 (arXiv:1612.06212).
+      T. Laurent, J. von Brecht: A recurrent neural network without chaos, ICLR 2017 (arXiv:1612.06212);
+      the paper itself was not at hand.
 
     >>> cell = CFN()
     >>> params = cell.init(jax.random.key(0), in_features=3, features=4)

@@ -18,7 +18,8 @@ class LiGRU(UGRNN):
 
     Reference:
       M. Ravanelli, P. Brakel, M. Omologo, Y. Bengio: Light gated recurrent units for speech recognition, IEEE
-      Transactions on Emerging Topics in Computational Intelligence 2018 (arXiv:1803.10225).
+      Transactions on Emerging Topics in Computational Intelligence 2018 (arXiv:1803.10225); the paper itself was not at
+      hand.
 
     >>> import jax.numpy as jnp
     >>> cell = LiGRU()

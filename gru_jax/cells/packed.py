@@ -74,10 +74,6 @@ class Packed(CellBase, Generic[P]):
     update_gate: ClassVar[str] = ""  # type: ignore[assignment]
     params_type: ClassVar[Any] = Params
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        return ("auto", "scan", "fused")
-
     def layout(self, in_features: int, features: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The shapes of the parameters that the cell has, biases included, each in symbols and in numbers."""
         gates, recurrent = len(self.order), len(self.recurrent_order or self.order)

@@ -33,7 +33,7 @@ class UGRNN(Packed[Params]):
 
     Reference:
       J. Collins, J. Sohl-Dickstein, D. Sussillo: Capacity and trainability in recurrent neural networks, ICLR 2017
-      (arXiv:1611.09913).
+      (arXiv:1611.09913); the paper itself was not at hand.
 
     >>> cell = UGRNN()
     >>> params = cell.init(jax.random.key(0), in_features=3, features=4)
