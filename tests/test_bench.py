@@ -87,6 +87,9 @@ def test_training_steps(tmp_path, capsys, monkeypatch):
     ways = ["gru_jax-auto", "gru_jax-fused", *native, "gru_jax-step", "flax-nnx", "flax-nnx, again"]
     assert [row["name"] for row in all_written["rollout"]] == ways
     assert all(row["difference"] < 1e-5 and row["calls"] == 128 for row in all_written["rollout"])
+    by_name = {row["name"]: row["same"] for row in all_written["rollout"]}
+    assert by_name["flax-nnx, again"] == ["flax-nnx"]
+    assert "flax-nnx" not in by_name["gru_jax-auto"]
 
 
 def test_rollout(capsys, monkeypatch):
@@ -101,7 +104,8 @@ def test_rollout(capsys, monkeypatch):
     header, _, row = rows(shown.split("### Rollout")[-1])
     assert header[:2] == ["T,B,H", "flax-nnx, µs a call"]
     assert row[0] == "16,2,3"
-    assert all(cell.endswith(" DISAGREES") for cell in row[2:])
+    assert all(cell.endswith(" DISAGREES") for cell in row[2:-1])
+    assert (header[-1], row[-1]) == ("gru_jax-auto is the same program as", "-")
 
 
 def test_cells(tmp_path, capsys):

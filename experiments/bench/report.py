@@ -107,9 +107,11 @@ def rollout_table(results: Sequence[Sequence[Rollout]]) -> str:
     for size in results:
         reference = size[names.index(peers.REFERENCE)].timing.median
         times = [f"{one.speedup:.2f}" + ("" if one.agrees else " DISAGREES") for one in size]
-        rows.append([f"{first.shape.T},{size[0].shape.B},{size[0].shape.H}", f"{1e6 * reference:.2f}", *times])
+        same = ", ".join(size[0].same) or "-"
+        rows.append([f"{first.shape.T},{size[0].shape.B},{size[0].shape.H}", f"{1e6 * reference:.2f}", *times, same])
     title = f"### Rollout: T = {first.shape.T}, {within}, times as fast as the cell of {peers.REFERENCE}"
-    return f"{title}\n\n" + _table(["T,B,H", f"{peers.REFERENCE}, µs a call", *names], rows)
+    columns = ["T,B,H", f"{peers.REFERENCE}, µs a call", *names, f"{names[0]} is the same program as"]
+    return f"{title}\n\n" + _table(columns, rows)
 
 
 def rollout_as_json(row: Rollout) -> dict[str, Any]:
@@ -122,6 +124,7 @@ def rollout_as_json(row: Rollout) -> dict[str, Any]:
         "samples": list(row.timing.seconds),
         "speedup": row.speedup,
         "difference": row.difference,
+        "same": list(row.same),
     }
 
 

@@ -36,6 +36,7 @@ class Rollout(NamedTuple):
       timing: of a call.
       speedup: how many times as fast as the reference, the median over rounds.
       difference: of the outputs from the reference's, as a share of the largest.
+      same: the other ways that are the same program, so that figures which differ from theirs do so by chance.
     """
 
     shape: Shape
@@ -44,6 +45,7 @@ class Rollout(NamedTuple):
     timing: Timing
     speedup: float
     difference: float
+    same: tuple[str, ...]
 
     @property
     def agrees(self) -> bool:
@@ -67,7 +69,9 @@ def run(
     """
     for features, batch in sizes:
         shape = Shape(steps, batch, features, features)
-        programs = _programs(shape, calls)
+        programs, texts = {}, {}
+        for name, (program, text) in _programs(shape, calls).items():
+            programs[name], texts[name] = program, text
         outputs = {name: np.asarray(program()) for name, program in programs.items()}
         expected = outputs[peers.REFERENCE]
         timings = timing.interleave(programs, rounds, sample_seconds)
@@ -79,12 +83,14 @@ def run(
                 Timing(taken.repetitions, tuple(seconds / calls for seconds in taken.seconds)),
                 timing.ratio(timings[peers.REFERENCE], taken),
                 float(abs(outputs[name] - expected).max() / abs(expected).max()),
+                tuple(other for other, text in texts.items() if other != name and text == texts[name]),
             )
             for name, taken in timings.items()
         ]
 
 
-def _programs(shape: Shape, calls: int) -> dict[str, Callable[[], jax.Array]]:
+def _programs(shape: Shape, calls: int) -> dict[str, tuple[Callable[[], jax.Array], str]]:
+    """The ways by name, each with the text of its program."""
     problem = peers.make_problem(shape)
     xs = jax.random.normal(jax.random.key(1), (calls, *problem.xs.shape), problem.xs.dtype)
     ours = {f"gru_jax-{method}": _unrolled(method) for method in METHODS}
@@ -97,7 +103,7 @@ def _programs(shape: Shape, calls: int) -> dict[str, Callable[[], jax.Array]]:
     return {name: _program(call, params, xs) for name, (call, params) in programs.items()}
 
 
-def _program(call: Call, params: Any, xs: jax.Array) -> Callable[[], jax.Array]:
+def _program(call: Call, params: Any, xs: jax.Array) -> tuple[Callable[[], jax.Array], str]:
     @jax.jit
     def run(params, h_0, xs):
         if xs.shape[0] == 1:
@@ -105,8 +111,9 @@ def _program(call: Call, params: Any, xs: jax.Array) -> Callable[[], jax.Array]:
         return jax.lax.scan(lambda h, xs: call(params, h, xs), h_0, xs)[1]
 
     params, h_0 = jax.device_put((params, np.zeros(xs.shape[2:], xs.dtype)))  # not copied at every call
-    compiled = run.lower(params, h_0, xs).compile()
-    return lambda: jax.block_until_ready(compiled(params, h_0, xs))
+    lowered = run.lower(params, h_0, xs)
+    compiled = lowered.compile()
+    return lambda: jax.block_until_ready(compiled(params, h_0, xs)), lowered.as_text()
 
 
 def _unrolled(method: str) -> Call:
