@@ -18,7 +18,7 @@ def inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.Array:
         raise ValueError(f"inputs must have shape {symbols}, got {inputs.shape}")
     if in_features is not None:
         checks.shape("inputs", inputs, symbols, (*inputs.shape[:-1], in_features))
-    checks.time_is_whole("inputs", inputs, 0 if time_major else -2)
+    checks.unsharded_time("inputs", inputs, 0 if time_major else -2)
     return inputs
 
 

@@ -75,7 +75,7 @@ def broadcasts(name: str, value: jax.Array, symbols: str, to: tuple[Any, ...]) -
         raise ValueError(f"{name} must broadcast to {symbols} = {tuple(to)}, got shape {value.shape}")
 
 
-def time_is_whole(name: str, value: jax.Array, axis: int) -> None:
+def unsharded_time(name: str, value: jax.Array, axis: int) -> None:
     """Refuses an array whose time axis is sharded over an explicit mesh: one step follows the other."""
     spec = jax.typeof(value).sharding.spec
     if -len(spec) <= axis < len(spec) and spec[axis] is not None:

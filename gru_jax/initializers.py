@@ -57,7 +57,7 @@ def orthogonal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -
     >>> orthogonal(jax.random.key(0), (3, 3), jnp.bfloat16).dtype
     dtype(bfloat16)
     """
-    return jax.nn.initializers.orthogonal()(key, shape, single_or_wider(dtype)).astype(dtype)
+    return jax.nn.initializers.orthogonal()(key, shape, at_least_float32(dtype)).astype(dtype)
 
 
 def torch_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -146,7 +146,7 @@ def uniform_gate(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32)
     True
     """
     least = 1 / max(shape[-1], 2)
-    u = jax.random.uniform(key, shape, single_or_wider(dtype), minval=least, maxval=1 - least)
+    u = jax.random.uniform(key, shape, at_least_float32(dtype), minval=least, maxval=1 - least)
     return jax.scipy.special.logit(u).astype(dtype)
 
 
@@ -174,7 +174,7 @@ def cast_floating(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
-def single_or_wider(dtype: Any) -> Any:
+def at_least_float32(dtype: Any) -> Any:
     """float32 for a narrower floating-point dtype, any other as it is: of what must not be computed or kept in less.
 
     `jnp.promote_types` says the same, but not under ``jax_numpy_dtype_promotion="strict"``.

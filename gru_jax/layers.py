@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gru_jax import arguments, carries, checks, initializers, parameters
 from gru_jax.carries import Carry
-from gru_jax.cells import Packed, State, check_cell
+from gru_jax.cells import PackedCell, State, check_cell
 from gru_jax.dropout import dropout_mask, zoneout_mask
 from gru_jax.initializers import Initializer
 from gru_jax.one_step import cast, step
@@ -121,7 +121,7 @@ class Stack(Options):
 
     def _in_features(self, params: Sequence[Any]) -> int | None:
         """The width of the inputs, if parameters are packed by gate and so say it; of a user's own cell None."""
-        return params[0].kernel.shape[0] if isinstance(self.cell, Packed) else None
+        return params[0].kernel.shape[0] if isinstance(self.cell, PackedCell) else None
 
     def zero_carry(self, params: Sequence[Any], batch: Sequence[int] = ()) -> Carry:
         """The fresh state of every layer and direction, with batch axes of these sizes; see `initial_carry`."""
@@ -151,7 +151,7 @@ class Stack(Options):
     def _fresh(self, params: Any, batch: Sequence[int]) -> State:
         """The state with which a cell of such parameters begins."""
         dtype = initializers.floating_dtype(params) if self.dtype is None else self.dtype
-        return self.cell.initial_state(params, tuple(batch), initializers.single_or_wider(dtype))
+        return self.cell.initial_state(params, tuple(batch), initializers.at_least_float32(dtype))
 
     def run(
         self,
@@ -336,7 +336,7 @@ class Stack(Options):
             ("(time, *batch)", (steps, *batch)) if self.time_major else ("(*batch, time)", (*batch, steps))
         )
         checks.shape(name, value, symbols, expected)
-        checks.time_is_whole(name, value, 0 if self.time_major else -1)
+        checks.unsharded_time(name, value, 0 if self.time_major else -1)
         return self._time_first(value, -1)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from gru_jax import initializers, meshes
-from gru_jax.cells import Cell, State, as_given
+from gru_jax.cells import Cell, State, cast_like
 from gru_jax.unroll import MaskedStep
 from gru_jax.zoneout import checked as checked_zoneout
 
@@ -41,7 +41,7 @@ def step(
     inputs, params, resets, (before, start) = meshes.aligned(inputs, params, resets, (before, start), lead=0)
     rates, _ = checked_zoneout(zoneout, None, like, 1)
     after = MaskedStep(cell, rates)((params, start, None), before, (inputs, None, resets, None))
-    return as_given(after, carry), cell.output(after).astype(initializers.floating_dtype((inputs, params)))
+    return cast_like(after, carry), cell.output(after).astype(initializers.floating_dtype((inputs, params)))
 
 
 def _typed(state: State | None, like: State) -> State | None:
@@ -57,4 +57,4 @@ def cast(params: Any, inputs: jax.Array, dtype: Any) -> tuple[Any, jax.Array]:
 
 def carry_dtype(dtype: Any, param_dtype: Any) -> Any:
     """The dtype of a fresh state: that of the computation, and float32 where it is narrower."""
-    return initializers.single_or_wider(param_dtype if dtype is None else dtype)
+    return initializers.at_least_float32(param_dtype if dtype is None else dtype)

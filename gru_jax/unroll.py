@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, engine, initializers, meshes, policy, primitives
-from gru_jax.cells import GRU, Cell, Packed, State, as_given, check_cell, checked_state
+from gru_jax.cells import GRU, Cell, PackedCell, State, cast_like, cast_state, check_cell
 from gru_jax.recurrence import Operands
 from gru_jax.zoneout import Keep, zone_out
 from gru_jax.zoneout import checked as checked_zoneout
@@ -89,7 +89,7 @@ def unroll(
     check_cell(cell)
     checks.choice("method", method, tuple(dict.fromkeys(("auto", *cell.methods))))
     xs = checks.array("xs", xs)
-    checks.time_is_whole("xs", xs, 0)
+    checks.unsharded_time("xs", xs, 0)
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape (T, *batch, in_features), got {xs.shape}")
     params, xs, state_dtype = cell.prepare(params, xs, "xs", "(T, *batch, in_features)")
@@ -97,8 +97,8 @@ def unroll(
     steps, *batch = xs.shape[:-1]
     zero = cell.initial_state(params, batch, state_dtype)
     given = zero if h_0 is None else h_0
-    h_0 = checked_state("h_0", given, zero)
-    start = None if reset_state is None else checked_state("reset_state", reset_state, zero)
+    h_0 = cast_state("h_0", given, zero)
+    start = None if reset_state is None else cast_state("reset_state", reset_state, zero)
     drop = _dropout(cell, recurrent_dropout_mask, zero)
     rates, zoned = checked_zoneout(zoneout, zoneout_mask, zero, steps)
     method = _method(cell, method, zoneout=rates is not None or zoned is not None)
@@ -111,7 +111,7 @@ def unroll(
         mask = counts if mask is None else mask & counts
         resets = None if resets is None else resets & counts
     if steps == 0:
-        return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), dtype)
+        return cast_like(h_0, given), jnp.zeros((0, *cell.output(zero).shape), dtype)
     xs, params, (mask, resets, zoned), (h_0, start, drop) = meshes.aligned(
         xs, params, (mask, resets, zoned), (h_0, start, drop)
     )
@@ -127,7 +127,7 @@ def unroll(
         runs = {"scan": _scan, "fused": _fused, "auto": _auto}
         h_T, hs = runs[method](MaskedStep(cell, rates), reverse, (params, start, drop), h_0, (xs, mask, resets, zoned))
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
-    return as_given(h_T, given), outputs.astype(dtype)
+    return cast_like(h_T, given), outputs.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ class MaskedStep:
         params, start, drop = params
         x_t, mask, reset, zoned = now
         # The arguments of this package's cells have been checked; another's step is all there is.
-        advance: Any = self.cell.advance if isinstance(self.cell, Packed) else self.cell.step
+        advance: Any = self.cell.advance if isinstance(self.cell, PackedCell) else self.cell.step
         options = {} if drop is None else {"recurrent_dropout_mask": drop}
         zero = jax.tree.map(jnp.zeros_like, state)
         keep = self.rates if zoned is None else zoned
@@ -259,6 +259,6 @@ def _flags(name: str, value: Any, xs: jax.Array) -> jax.Array | None:
     if value is None:
         return None
     value = checks.flags(name, value)
-    checks.time_is_whole(name, value, 0)
+    checks.unsharded_time(name, value, 0)
     checks.shape(name, value, "(T, *batch)", xs.shape[:-1])
     return value[..., None]

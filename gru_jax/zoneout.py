@@ -59,7 +59,7 @@ def checked(rate: Any, mask: Any, state: Any, steps: int) -> tuple[Keep, Keep]:
     for name, value, leaf in _by_leaf("zoneout_mask", mask, state):
         if leaf is not None:
             value = checks.flags(name, value)
-            checks.time_is_whole(name, value, 0)
+            checks.unsharded_time(name, value, 0)
             checks.shape(name, value, "(T, *batch, features)", (steps, *leaf.shape))
         masks.append(value if leaf is not None else None)
     return None, tuple(masks)

@@ -22,7 +22,7 @@ gates of a cell side by side, 3H those of a GRU in the order r, z, n.
 """
 
 from gru_jax.cells.affine import Projected, lifted, product, project, split
-from gru_jax.cells.base import Cell, CellBase, State, as_given, broadcast_state, check_cell, checked_state
+from gru_jax.cells.base import Cell, CellBase, State, broadcast_state, cast_like, cast_state, check_cell
 from gru_jax.cells.block import BlockGRU, BlockParams
 from gru_jax.cells.cfn import CFN
 from gru_jax.cells.diagonal import DiagonalGRU, DiagonalParams
@@ -34,7 +34,7 @@ from gru_jax.cells.lstm import LSTM, LSTMState
 from gru_jax.cells.mgu import MGU
 from gru_jax.cells.mingru import MinGRU, MinGRUParams
 from gru_jax.cells.mut import MUT1, MUT2, MUT3
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 from gru_jax.cells.refine import RefineGRU
 from gru_jax.cells.ugrnn import UGRNN
 
@@ -67,15 +67,15 @@ __all__ = [
     "LiGRU",
     "MinGRU",
     "MinGRUParams",
-    "Packed",
+    "PackedCell",
     "Params",
     "Projected",
     "RefineGRU",
     "State",
-    "as_given",
     "broadcast_state",
+    "cast_like",
+    "cast_state",
     "check_cell",
-    "checked_state",
     "lifted",
     "product",
     "project",

@@ -157,7 +157,7 @@ class CellBase:
         if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (x, *jax.tree.leaves(params))):
             raise TypeError(f"{name} or params must be floating point, got {x.dtype}")
         dtype = initializers.floating_dtype((x, params))
-        return *initializers.cast_floating((params, x), dtype), initializers.single_or_wider(dtype)
+        return *initializers.cast_floating((params, x), dtype), initializers.at_least_float32(dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -196,7 +196,7 @@ def _shapes(cell: Any, in_features: int, features: int) -> Any:
     return structure, tuple(leaf.shape for leaf in leaves)
 
 
-def checked_state(name: str, state: State, like: State) -> State:
+def cast_state(name: str, state: State, like: State) -> State:
     """A state, or its parts, of the type of `like`, broadcast to its shape and cast to its dtype."""
     state = broadcast_state(name, state, like)
     return jax.tree.map(lambda part, like_part: part.astype(like_part.dtype), state, like)
@@ -224,7 +224,7 @@ def _part(name: str, value: Any, like: jax.Array) -> jax.Array:
     return jnp.broadcast_to(value, like.shape)
 
 
-def as_given(state: State, given: State) -> State:
+def cast_like(state: State, given: State) -> State:
     """A state, part by part in the dtype and weak type of `given`; where that is of integers, it stays as it is."""
     return jax.tree.map(_typed_as, state, given)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gru_jax import checks, gates, initializers
 from gru_jax.cells.affine import biased, project, split
-from gru_jax.cells.packed import Inits, Packed
+from gru_jax.cells.packed import Inits, PackedCell
 from gru_jax.serialization import serializable
 
 
@@ -30,7 +30,7 @@ class BlockParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockGRU(Packed[BlockParams]):
+class BlockGRU(PackedCell[BlockParams]):
     """A GRU whose recurrent weights are block-diagonal: `heads` groups of units, each of which sees itself alone.
 
     ::

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class CFN(Packed[Params]):
+class CFN(PackedCell[Params]):
     """The chaos-free network: without inputs its state decays to zero, however its gates move.
 
     ::

@@ -8,7 +8,7 @@ import jax
 from gru_jax import gates
 from gru_jax.cells.affine import lifted, project, split
 from gru_jax.cells.block import draw_blocks
-from gru_jax.cells.packed import Inits, Packed
+from gru_jax.cells.packed import Inits, PackedCell
 from gru_jax.serialization import serializable
 
 
@@ -28,7 +28,7 @@ class DiagonalParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DiagonalGRU(Packed[DiagonalParams]):
+class DiagonalGRU(PackedCell[DiagonalParams]):
     """A GRU whose recurrent weights are vectors: units see the input and themselves. Known as IndyGRU, too.
 
     ::

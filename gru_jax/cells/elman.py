@@ -9,12 +9,12 @@ import numpy as np
 
 from gru_jax import activations, checks, gates
 from gru_jax.cells.affine import lifted, product, project
-from gru_jax.cells.packed import Inits, Packed, Params
+from gru_jax.cells.packed import Inits, PackedCell, Params
 from gru_jax.serialization import serializable
 
 
 @dataclasses.dataclass(frozen=True)
-class Elman(Packed[Params]):
+class Elman(PackedCell[Params]):
     """The simple recurrent network: h_t = φ(x W + h_tm1 U + b).
 
     `Params`, DH + H² + H of them. It has no gate that keeps, and no ``update_bias_init``.
@@ -68,7 +68,7 @@ class LeakyParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaky(Packed[LeakyParams]):
+class Leaky(PackedCell[LeakyParams]):
     """Leaky units: running averages of a simple recurrent network, each with a time constant of its own.
 
     ::

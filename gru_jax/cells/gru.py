@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from gru_jax import activations, checks, gates
 from gru_jax.cells.affine import biased, product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class GRU(Packed[Params]):
+class GRU(PackedCell[Params]):
     """The equations of a gated recurrent unit. Frozen and hashable: a static argument of `jax.jit`.
 
     ::

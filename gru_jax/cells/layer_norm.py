@@ -9,7 +9,7 @@ import numpy as np
 
 from gru_jax import gates
 from gru_jax.cells.affine import biased, lifted, product, split
-from gru_jax.cells.packed import Inits, Packed
+from gru_jax.cells.packed import Inits, PackedCell
 from gru_jax.serialization import serializable
 
 
@@ -35,7 +35,7 @@ class LayerNormParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerNormGRU(Packed[LayerNormParams]):
+class LayerNormGRU(PackedCell[LayerNormParams]):
     """A GRU that resets after the product, and whose preactivations are normalised to mean 0 and variance 1.
 
     With LN(v) = (v − mean v) / √(var v + ε), over the units of v, input and state are normalised together, as in

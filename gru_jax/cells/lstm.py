@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 from gru_jax.serialization import serializable
 
 
@@ -26,7 +26,7 @@ class LSTMState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTM(Packed[Params]):
+class LSTM(PackedCell[Params]):
     """Long short-term memory with a forget gate and without peepholes.
 
     ::

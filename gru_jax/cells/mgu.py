@@ -7,11 +7,11 @@ import jax
 
 from gru_jax import gates
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class MGU(Packed[Params]):
+class MGU(PackedCell[Params]):
     """The minimal gated unit: a GRU that resets before the product, and whose one gate does the work of both.
 
     ::

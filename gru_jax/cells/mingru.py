@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gru_jax import initializers
 from gru_jax.cells.affine import project
-from gru_jax.cells.packed import Inits, Packed
+from gru_jax.cells.packed import Inits, PackedCell
 from gru_jax.serialization import serializable
 
 LOG_ZERO = -1e30
@@ -29,7 +29,7 @@ class MinGRUParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MinGRU(Packed[MinGRUParams]):
+class MinGRU(PackedCell[MinGRUParams]):
     """The minimal GRU, whose gate and candidate depend on the input alone.
 
     ::

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from gru_jax import gates
 from gru_jax.cells.affine import lifted, product, project, split
 from gru_jax.cells.gru import CHO2014
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class MUT1(Packed[Params]):
+class MUT1(PackedCell[Params]):
     """MUT1: a GRU that resets before the product, and whose update gate does not see the state.
 
     ::
@@ -52,7 +52,7 @@ class MUT1(Packed[Params]):
 
 
 @dataclasses.dataclass(frozen=True)
-class MUT2(Packed[Params]):
+class MUT2(PackedCell[Params]):
     """MUT2: a GRU that resets before the product.
 
     ::
@@ -84,7 +84,7 @@ class MUT2(Packed[Params]):
 
 
 @dataclasses.dataclass(frozen=True)
-class MUT3(Packed[Params]):
+class MUT3(PackedCell[Params]):
     """MUT3: a GRU that resets before the product, and whose update gate sees the tanh of the state.
 
     ::

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, initializers, meshes
-from gru_jax.cells.base import CellBase, State, checked_state
+from gru_jax.cells.base import CellBase, State, cast_state
 from gru_jax.gates import interpolate
 from gru_jax.initializers import Initializer
 from gru_jax.serialization import serializable
@@ -56,7 +56,7 @@ class Inits(NamedTuple):
 P = TypeVar("P")
 
 
-class Packed(CellBase, Generic[P]):
+class PackedCell(CellBase, Generic[P]):
     """Base of this package's cells: parameters are packed by gate, and each gate is drawn on its own.
 
     A cell is its `gate_values`, and its `next_state` where that is no interpolation of z and n. What else a cell has in
@@ -230,7 +230,7 @@ class Packed(CellBase, Generic[P]):
         """
         self.check(params)
         if dtype is None:
-            dtype = initializers.single_or_wider(jnp.result_type(*jax.tree.leaves(params)))
+            dtype = initializers.at_least_float32(jnp.result_type(*jax.tree.leaves(params)))
         return jnp.zeros((*batch, self.features(params)), dtype)
 
     def prepare(self, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, jax.Array, Any]:
@@ -251,7 +251,7 @@ class Packed(CellBase, Generic[P]):
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"params must be floating point, got {dtype}")
         cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return cast, x.astype(dtype), initializers.single_or_wider(dtype)
+        return cast, x.astype(dtype), initializers.at_least_float32(dtype)
 
     def check(self, params: Any, name: str = "params") -> None:
         """Refuses what are not parameters of this cell; `name` is what an error calls them.
@@ -294,12 +294,12 @@ class Packed(CellBase, Generic[P]):
         params, x_t, dtype = self.prepare(params, x_t, "x_t", "(*batch, in_features)")
         batch = x_t.shape[:-1]
         zero = self.initial_state(params, batch, dtype)
-        state_tm1, start = checked_state(name, state_tm1, zero), zero
+        state_tm1, start = cast_state(name, state_tm1, zero), zero
         if resets is not None:
             resets = checks.flags("resets", resets)
             checks.shape("resets", resets, "(*batch,)", batch)
             resets = resets[..., None]
-            start = zero if reset_state is None else checked_state("reset_state", reset_state, zero)
+            start = zero if reset_state is None else cast_state("reset_state", reset_state, zero)
         x_t, params, resets, (state_tm1, start) = meshes.aligned(x_t, params, resets, (state_tm1, start), lead=0)
         if resets is not None:
             state_tm1 = jax.tree.map(functools.partial(jnp.where, resets), start, state_tm1)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from gru_jax import gates
 from gru_jax.cells.affine import biased, product, project, split
-from gru_jax.cells.packed import Inits, Packed, Params
+from gru_jax.cells.packed import Inits, PackedCell, Params
 from gru_jax.gates import interpolate
 
 
 @dataclasses.dataclass(frozen=True)
-class RefineGRU(Packed[Params]):
+class RefineGRU(PackedCell[Params]):
     """A GRU with a refine gate, which moves the update gate within (z², 1 − (1 − z)²): it learns when saturated, too.
 
     ::

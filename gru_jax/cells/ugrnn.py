@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from gru_jax import activations, checks, gates
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class UGRNN(Packed[Params]):
+class UGRNN(PackedCell[Params]):
     """The update gate RNN: a simple recurrent network with one gate, which holds the state; a GRU without reset gate.
 
     ::

@@ -11,7 +11,7 @@ import numpy as np
 
 from gru_jax import output
 from gru_jax.convert import activations
-from gru_jax.convert.formats import FORMATS, Contents, Options, guess
+from gru_jax.convert.formats import FORMATS, Contents, FormatOptions, guess
 from gru_jax.models import Model
 
 DESCRIPTION = """\
@@ -57,7 +57,7 @@ def convert(given: argparse.Namespace) -> str:
     _check_options(given, reads, writes)
     if target.exists() and not given.force:
         raise ValueError(f"{target} exists: --force replaces it")
-    options = Options(given.prefix or "", given.nodes, given.seq_lengths, given.initial_carry)
+    options = FormatOptions(given.prefix or "", given.nodes, given.seq_lengths, given.initial_carry)
     model = FORMATS[reads].read(source, options)
     found = FORMATS[reads].contents(source, options)
     FORMATS[writes].write(target, model, options)

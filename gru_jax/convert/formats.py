@@ -12,7 +12,7 @@ from gru_jax.convert import files, foreign, onnx_graph, onnx_reader, onnx_writer
 from gru_jax.models import Model
 
 
-class Options(NamedTuple):
+class FormatOptions(NamedTuple):
     """What a format may need to know.
 
     Attributes:
@@ -51,9 +51,9 @@ class Format(NamedTuple):
     """
 
     suffix: str
-    read: Callable[[Path, Options], Model]
-    write: Callable[[Path, Model, Options], None]
-    contents: Callable[[Path, Options], Contents]
+    read: Callable[[Path, FormatOptions], Model]
+    write: Callable[[Path, Model, FormatOptions], None]
+    contents: Callable[[Path, FormatOptions], Contents]
 
 
 def guess(path: Path, exists: bool) -> str:
@@ -78,12 +78,12 @@ def guess(path: Path, exists: bool) -> str:
         return "gru_jax" if (file.metadata() or {}).get("format") == "gru_jax" else "torch"
 
 
-def _write_torch(path: Path, model: Model, options: Options) -> None:
+def _write_torch(path: Path, model: Model, options: FormatOptions) -> None:
     state = {name: np.ascontiguousarray(value) for name, value in torch.to_torch(model, prefix=options.prefix).items()}
     files.write(path, files.library("safetensors.numpy").save(state, {"format": "pt"}))
 
 
-def _write_onnx(path: Path, model: Model, options: Options) -> None:
+def _write_onnx(path: Path, model: Model, options: FormatOptions) -> None:
     proto = onnx_writer.to_onnx(model, seq_lengths=options.seq_lengths, initial_carry=options.initial_carry)
     files.write(path, proto.SerializeToString())
 
@@ -127,7 +127,7 @@ def _in_own(name: str) -> tuple[int, bool, int]:
     return int(layer), direction == "backward", Params._fields.index(field)
 
 
-def _list_onnx(path: Path, options: Options) -> Contents:
+def _list_onnx(path: Path, options: FormatOptions) -> Contents:
     graph = onnx_graph.Graph(files.library("onnx"), path)
     layers = onnx_reader.read_layers(graph, options.nodes)
     cells = []

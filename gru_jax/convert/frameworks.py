@@ -111,7 +111,7 @@ def _from_flax(tree: Any, where: str, path: str, cell: GRU, known: Sequence[layo
         where = f"{where} under {path!r}"
     elif paths and "" not in paths:
         raise ValueError(f"{where} must be of one GRU, or path must say which of the model's, one of {paths}")
-    layers: dict[int, list[layouts.Found]] = {}
+    layers: dict[int, list[layouts.CellArrays]] = {}
     numbers = {int(match[1]) for name in leaves if (match := re.match(r"layers_(\d+)\.", name))}
     for number in range(max(numbers, default=0) + 1):
         of_layer = f"layers_{number}." if numbers else ""
@@ -122,7 +122,7 @@ def _from_flax(tree: Any, where: str, path: str, cell: GRU, known: Sequence[layo
                 prefix = ""
             taken = {name: leaves.pop(name) for name in list(leaves) if name.startswith(prefix)}
             own = {name.removeprefix(prefix): value for name, value in taken.items()}
-            layers.setdefault(number, []).append(layouts.Found(own, f"{where}: {prefix}"))
+            layers.setdefault(number, []).append(layouts.CellArrays(own, f"{where}: {prefix}"))
     if leaves:
         raise ValueError(f"{where} must have the parameters of one GRU only, got {sorted(leaves)} too")
     cells = [one for number in sorted(layers) for one in layers[number]]
@@ -183,7 +183,7 @@ def from_haiku(params: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Model
                 "their own dicts, first layer first, says which are the layers of one stack"
             )
         modules = {f"params: {name}.": tree[name] for name in names}
-    cells = [layouts.Found(dict(layouts.leaves_of(module)), name) for name, module in modules.items()]
+    cells = [layouts.CellArrays(dict(layouts.leaves_of(module)), name) for name, module in modules.items()]
     return layouts.model_of(layouts.HAIKU, cells, CHO2014, len(cells))
 
 
@@ -236,7 +236,7 @@ def from_equinox(cells: Any) -> Model:
     found = []
     for i, cell in enumerate(layers):
         arrays = cell if isinstance(cell, Mapping) else {name: getattr(cell, name, None) for name in names}
-        found.append(layouts.Found(dict(layouts.leaves_of(arrays)), f"cells[{i}]."))
+        found.append(layouts.CellArrays(dict(layouts.leaves_of(arrays)), f"cells[{i}]."))
     return layouts.model_of(layouts.EQUINOX, found, CUDNN, len(found))
 
 

@@ -115,7 +115,7 @@ def _check_target(stack: Stack, target: Stack) -> None:
             raise ValueError(f"model.stack.{name} must be what config says, {expected}, got {got}")
 
 
-def _cells(name: str, layer: Sequence[Any]) -> Iterator[layouts.Found]:
+def _cells(name: str, layer: Sequence[Any]) -> Iterator[layouts.CellArrays]:
     """The arrays of each direction of a layer, by the names of the layout."""
     if len(layer) not in (2, 3, 4, 6):
         raise ValueError(
@@ -128,7 +128,7 @@ def _cells(name: str, layer: Sequence[Any]) -> Iterator[layouts.Found]:
         named = {"kernel": kernel, "recurrent_kernel": recurrent_kernel}
         for bias in biases:
             named |= {f"bias[{i}]": row for i, row in enumerate(bias)} if bias.ndim == 2 else {"bias": bias}
-        yield layouts.Found(named, f"{name}{'[backward]' * direction}.")
+        yield layouts.CellArrays(named, f"{name}{'[backward]' * direction}.")
 
 
 def _options(config: Config | None, directions: int) -> list[Config]:

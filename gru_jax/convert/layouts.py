@@ -9,7 +9,7 @@ import numpy as np
 
 from gru_jax.cells import CUDNN, GRU, Params
 from gru_jax.convert import foreign, packing
-from gru_jax.convert.packing import Packed, Packing
+from gru_jax.convert.packing import PackedWeights, Packing
 from gru_jax.layers import Stack
 from gru_jax.models import Model, check_gru
 
@@ -48,7 +48,7 @@ HAIKU = Layout(packing.HAIKU, ("w_i",), ("w_h",), ("b",))
 EQUINOX = Layout(packing.EQUINOX, ("weight_ih",), ("weight_hh",), ("bias",), ("bias_n",))
 
 
-class Found(NamedTuple):
+class CellArrays(NamedTuple):
     """The arrays of a cell, by the names of its layout.
 
     Attributes:
@@ -64,7 +64,7 @@ class Found(NamedTuple):
         """A name as whoever passed the weights knows it."""
         return f"{self.before}{name}{self.after}"
 
-    def take(self, name: str, symbols: str, expected: tuple[int, ...]) -> Any:
+    def pop(self, name: str, symbols: str, expected: tuple[int, ...]) -> Any:
         """Removes an array that has this name and shape."""
         if name not in self.leaves:
             got = [self.full(other) for other in self.leaves]
@@ -77,7 +77,7 @@ class Found(NamedTuple):
         return value
 
 
-def model_of(layout: Layout, cells: Sequence[Found], cell: GRU, num_layers: int) -> Model:
+def model_of(layout: Layout, cells: Sequence[CellArrays], cell: GRU, num_layers: int) -> Model:
     """A model of cells in the flat order; every name and shape is checked, and nothing is left over.
 
     Raises:
@@ -96,7 +96,7 @@ def model_of(layout: Layout, cells: Sequence[Found], cell: GRU, num_layers: int)
     return Model(tuple(params), stack)
 
 
-def _refuse_another_cell(layout: Layout, found: Found) -> None:
+def _refuse_another_cell(layout: Layout, found: CellArrays) -> None:
     """Says so where the weights are those of an LSTM or of another cell."""
     names = layout.recurrent_kernel
     value = found.leaves.get(names[0])
@@ -109,7 +109,7 @@ def _refuse_another_cell(layout: Layout, found: Found) -> None:
         raise ValueError(message)
 
 
-def _rows(layout: Layout, field: str, found: Found) -> int:
+def _rows(layout: Layout, field: str, found: CellArrays) -> int:
     """The rows of a matrix of weights, as we have it."""
     names = getattr(layout, field)
     symbols, _ = _shape(layout, field, len(names), 0, 0)
@@ -121,20 +121,20 @@ def _rows(layout: Layout, field: str, found: Found) -> int:
     return value.shape[1 if layout.packing.transposed else 0]
 
 
-def _params(layout: Layout, found: Found, cell: GRU, width: int, features: int) -> Params:
+def _params(layout: Layout, found: CellArrays, cell: GRU, width: int, features: int) -> Params:
     use_bias = any(name in found.leaves for name in layout.bias)
     packed: dict[str, Any] = {}
-    for field in Packed._fields:
+    for field in PackedWeights._fields:
         names = getattr(layout, field)
         absent = field == "recurrent_bias" and not cell.reset_after
         if not names or absent or (field.endswith("bias") and not use_bias):
             continue
         symbols, shape = _shape(layout, field, len(names), width, features)
-        packed[field] = np.concatenate([found.take(name, symbols, shape) for name in names], axis=-1)
+        packed[field] = np.concatenate([found.pop(name, symbols, shape) for name in names], axis=-1)
     if found.leaves:
         unknown = list(map(found.full, found.leaves))
         raise ValueError(f"the weights of a cell must have nothing but what its equations need, got {unknown} too")
-    return layout.packing.unpack(Packed(**packed), cell.reset_after)
+    return layout.packing.unpack(PackedWeights(**packed), cell.reset_after)
 
 
 def _shape(layout: Layout, field: str, parts: int, width: int, features: int) -> tuple[str, tuple[int, ...]]:

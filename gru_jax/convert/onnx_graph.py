@@ -123,27 +123,27 @@ class Graph:
     def path(self, start: Sequence[str], end: str) -> list[Any] | None:
         """The nodes through which one of the tensors `start` reaches `end`, in this order; None if it does not.
 
-        Only nodes that move numbers, and do not change them, count: see `_MOVES`.
+        Only nodes that move numbers, and do not change them, count: see `_AXIS_RULES`.
         """
         nodes: list[Any] = []
         while end not in start:
             node = self.nodes[self._producers[end]] if end in self._producers else None
-            if node is None or operator(node) not in _MOVES or node.output[0] != end:
+            if node is None or operator(node) not in _AXIS_RULES or node.output[0] != end:
                 return None
             self.attributes(node)  # refuses what is not valid
             nodes.insert(0, node)
             end = node.input[0]
         return nodes
 
-    def moved(self, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
+    def output_axes(self, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
         """The axes of a node's output, for its input with these axes; None if they have no names.
 
         Args:
-          node: of a kind in `_MOVES`.
+          node: of a kind in `_AXIS_RULES`.
           axes: of its input.
           sizes: of DIRECTION and FEATURE.
         """
-        return _MOVES[operator(node)](self, node, axes, sizes)
+        return _AXIS_RULES[operator(node)](self, node, axes, sizes)
 
 
 def _load(onnx: Any, source: Any) -> Any:
@@ -270,7 +270,7 @@ def _same(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int])
     return axes
 
 
-_MOVES = {
+_AXIS_RULES = {
     "Transpose": _transposed,
     "Squeeze": _squeezed,
     "Reshape": _reshaped,

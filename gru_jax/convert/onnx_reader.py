@@ -23,7 +23,7 @@ _BLOCKS = {"LSTM": 4, "RNN": 1}
 """Of recurrent weights, in nodes of other cells."""
 
 
-class Layer(NamedTuple):
+class GRUNode(NamedTuple):
     """A GRU node.
 
     Attributes:
@@ -127,7 +127,7 @@ def from_onnx(
     return (model, carry) if return_carry else model
 
 
-def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[Layer]:
+def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[GRUNode]:
     """The GRU nodes of the names, or all of them, if they are one stack of layers."""
     found = [node for node in graph.nodes if operator(node) == "GRU"]
     if not found:
@@ -154,7 +154,7 @@ def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[La
     return layers
 
 
-def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
+def _read(graph: onnx_graph.Graph, node: Any) -> GRUNode:
     """One node; everything of it is looked at, or refused."""
     name = label(node)
     given = {key: _text(value) for key, value in graph.attributes(node).items()}
@@ -181,7 +181,7 @@ def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
     lengths, initial_h = inputs.get("sequence_lens", ""), graph.constant(inputs.get("initial_h", ""))
     if initial_h is not None and layout == 1:
         initial_h = np.swapaxes(initial_h, 0, 1)
-    return Layer(node, cell, direction, layout, params, lengths, initial_h)
+    return GRUNode(node, cell, direction, layout, params, lengths, initial_h)
 
 
 def _check_fed(
@@ -280,10 +280,10 @@ def _weights(
             raise ValueError(f"{name} must have {kind} of shape {symbols} = {expected}, got {value.shape}")
     biases = np.split(arrays["B"], 2, axis=1) if "B" in arrays else []
     cells = zip(arrays["W"], arrays["R"], *biases, strict=True)
-    return tuple(packing.ONNX.unpack(packing.Packed(*cell), reset_after) for cell in cells)
+    return tuple(packing.ONNX.unpack(packing.PackedWeights(*cell), reset_after) for cell in cells)
 
 
-def _check_link(graph: onnx_graph.Graph, below: Layer, above: Layer, names: list[str]) -> None:
+def _check_link(graph: onnx_graph.Graph, below: GRUNode, above: GRUNode, names: list[str]) -> None:
     """Refuses two nodes that are not layers of one stack."""
     lower, upper = label(below.node), label(above.node)
     sizes = {onnx_graph.DIRECTION: len(below.params), onnx_graph.FEATURE: below.params[0].features}
@@ -298,7 +298,7 @@ def _check_link(graph: onnx_graph.Graph, below: Layer, above: Layer, names: list
             f"one stack, first layer first, among {names}"
         )
     for node in path:
-        moved = graph.moved(node, axes, sizes)
+        moved = graph.output_axes(node, axes, sizes)
         if moved is None:
             raise ValueError(f"{upper} must take its X from {lower}, got a {node.op_type} between them that mixes axes")
         axes = moved
@@ -321,7 +321,7 @@ def _check_link(graph: onnx_graph.Graph, below: Layer, above: Layer, names: list
             raise ValueError(f"{upper} must have {what} as {lower} below it, {expected_value!r}, got {value!r}")
 
 
-def _constant_carry(layers: Sequence[Layer]) -> Carry | None:
+def _constant_carry(layers: Sequence[GRUNode]) -> Carry | None:
     """The constant initial states of all layers and directions, or None if none differs from zero."""
     if not any(layer.initial_h is not None and layer.initial_h.any() for layer in layers):
         return None

@@ -8,7 +8,7 @@ import numpy as np
 from gru_jax.cells import Params
 
 
-class Packed(NamedTuple):
+class PackedWeights(NamedTuple):
     """Weights of one cell as a framework has them.
 
     Attributes:
@@ -41,7 +41,7 @@ class Packing:
     replaces: bool = False
     second: str = "rzn"
 
-    def unpack(self, packed: Packed, reset_after: bool) -> Params:
+    def unpack(self, packed: PackedWeights, reset_after: bool) -> Params:
         """Parameters in our order.
 
         Of two biases whose terms are added before the activation the sum is kept: those of r and z, and with reset
@@ -64,7 +64,7 @@ class Packing:
             second = second[2 * features :]
         return Params(kernel, recurrent_kernel, bias, second.copy() if reset_after else None)
 
-    def pack(self, params: Params, use_bias: bool, dtype: Any = None) -> Packed:
+    def pack(self, params: Params, use_bias: bool, dtype: Any = None) -> PackedWeights:
         """The framework's weights; biases that a cell has not are zero, and None without use_bias.
 
         Args:
@@ -81,13 +81,13 @@ class Packing:
             raise ValueError("recurrent_bias must be zero: this framework's cell has none, got other values")
         kernel, recurrent = (self._theirs(value).T if self.transposed else self._theirs(value) for value in given[:2])
         if not use_bias:
-            return Packed(kernel, recurrent)
+            return PackedWeights(kernel, recurrent)
         zero = np.zeros(recurrent_kernel.shape[0], recurrent_kernel.dtype)
         bias = self._theirs(np.tile(zero, 3) if bias is None else bias)
         second = zero if recurrent_bias is None else np.array(recurrent_bias)
         if self.second == "rzn":
             second = self._theirs(np.concatenate([zero, zero, second]))
-        return Packed(kernel, recurrent, bias, second if self.second else None)
+        return PackedWeights(kernel, recurrent, bias, second if self.second else None)
 
     def _ours(self, value: Any) -> Any:
         gates = dict(zip(self.gates, np.split(np.asarray(value), 3, axis=-1), strict=True))

@@ -32,7 +32,7 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
     """
     layouts.mapping("state_dict", state_dict, "module.state_dict() or torch.load(path, weights_only=True)")
     under = [name for name in state_dict if name.startswith(prefix)]
-    cells: dict[tuple[int, bool], layouts.Found] = {}
+    cells: dict[tuple[int, bool], layouts.CellArrays] = {}
     for name in under:
         match = _NAME.fullmatch(name.removeprefix(prefix))
         if match is None:
@@ -41,7 +41,7 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
                 f"{', of an LSTM with proj_size, which gru_jax has not' * ('weight_hr' in name)}{_hint(state_dict)}"
             )
         kind, ending, layer, backward = match.groups()
-        found = cells.setdefault((int(layer or 0), bool(backward)), layouts.Found({}, prefix, ending))
+        found = cells.setdefault((int(layer or 0), bool(backward)), layouts.CellArrays({}, prefix, ending))
         if ending != found.after:
             raise ValueError(f"state_dict must be of a torch.nn.GRU or of a GRUCell, got names of both: {under}")
         found.leaves[kind] = layouts.array_of(state_dict[name])
