@@ -87,7 +87,7 @@ def input_shape(input_shape: Any, in_features: int | None) -> tuple[int, ...]:
     return shape
 
 
-def parts(inits: dict[str, Any], activations: dict[str, Any], use_bias: Any, param_dtype: Any) -> None:
+def gru_options(inits: dict[str, Any], activations: dict[str, Any], use_bias: Any, param_dtype: Any) -> None:
     """The constructor arguments that cells and layers share; inits and activations by the names a caller gave."""
     for name, value in (inits | activations).items():
         if not (name == "update_bias_init" and value is None):

@@ -30,7 +30,7 @@ def initial(carry_init: Initializer | None, key: jax.Array | None, fresh: Sequen
     states = list(fresh)
     if carry_init is not None and not initializers.is_zeros(carry_init):
         states = [_drawn(carry_init, k, state) for k, state in zip(_split(key, len(states)), states, strict=True)]
-    return joined(states, None, states[0])
+    return join(states, None, states[0])
 
 
 def _drawn(carry_init: Initializer, key: jax.Array | None, state: State) -> State:
@@ -93,7 +93,7 @@ def split(name: str, carry: Carry, zero: State, count: int, shared: bool = False
     return [broadcast_state(name, carry, zero)] * count
 
 
-def joined(states: list[State], given: Carry, zero: State) -> Carry:
+def join(states: list[State], given: Carry, zero: State) -> Carry:
     """The states in the form of the carry that was given; if None, a tuple, or the state itself where there is one."""
     if _is_sequence(given, zero):
         return list(states) if isinstance(given, list) else tuple(states)

@@ -123,7 +123,7 @@ def _tangents(step: Step, reverse: bool, primals: Any, hs: State, saved: Any, ta
         _, y_t = _jvp(following, (weights, inputs_t, state, nothing), (d_weights, d_inputs_t, y_tm1, terms_t))
         return y_t, y_t
 
-    y_0 = meshes.varied(jax.tree.map(_filled, d_state_0, state_0, is_leaf=_is_none), hs)
+    y_0 = meshes.mark_varying(jax.tree.map(_filled, d_state_0, state_0, is_leaf=_is_none), hs)
     now = (inputs, d_inputs, before, saved, terms)
     return jax.lax.scan(body, y_0, now, length=_length(xs), reverse=reverse)[1]
 

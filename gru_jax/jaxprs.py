@@ -41,24 +41,24 @@ def bind(equation: Any, values: list[Any]) -> list[Any]:
     return list(outs) if primitive.multiple_results else [outs]
 
 
-def known(value: jax.Array, of: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
+def precomputed(value: jax.Array, of: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
     """`value`, which is what `of(*operands)` would give, with the derivatives of that.
 
     A primitive, as partial evaluation takes the body of a `jax.custom_jvp` in its place, here the value alone: a third
     derivative would be lost.
     """
-    return _known_p.bind(value, *operands, of=of)
+    return _precomputed_p.bind(value, *operands, of=of)
 
 
-def _known_jvp(primals: Any, tangents: Any, *, of: Callable[..., jax.Array]) -> tuple[Any, Any]:
-    out, moving = _known_p.bind(*primals, of=of), [type(t) is not ad.Zero for t in tangents[1:]]
+def _precomputed_jvp(primals: Any, tangents: Any, *, of: Callable[..., jax.Array]) -> tuple[Any, Any]:
+    out, moving = _precomputed_p.bind(*primals, of=of), [type(t) is not ad.Zero for t in tangents[1:]]
     if not any(moving):
         return out, ad.Zero(jax.typeof(out).to_tangent_aval())
     d_operands = tuple(ad.instantiate_zeros(t) for t in tangents[1:])
     return out, jax.jvp(of, tuple(primals[1:]), d_operands)[1]
 
 
-def _known_batch(args: Any, dims: Any, *, of: Callable[..., jax.Array]) -> tuple[Any, int]:
+def _precomputed_batch(args: Any, dims: Any, *, of: Callable[..., jax.Array]) -> tuple[Any, int]:
     size = next(x.shape[axis] for x, axis in zip(args, dims, strict=True) if axis is not None)
     value, axis = args[0], dims[0]
     value = jnp.broadcast_to(value, (size, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0)
@@ -69,12 +69,12 @@ def _known_batch(args: Any, dims: Any, *, of: Callable[..., jax.Array]) -> tuple
             return jnp.broadcast_to(one, (size, *one.shape))
         return jax.vmap(of, in_axes=tuple(dims[1:]))(*operands)
 
-    return _known_p.bind(value, *args[1:], of=of_each), 0
+    return _precomputed_p.bind(value, *args[1:], of=of_each), 0
 
 
-_known_p = Primitive("gru_jax_known")
-_known_p.def_impl(lambda value, *operands, of: value)
-_known_p.def_abstract_eval(lambda value, *operands, of: value)
-mlir.register_lowering(_known_p, lambda ctx, value, *operands, of: [value])
-ad.primitive_jvps[_known_p] = _known_jvp
-batching.primitive_batchers[_known_p] = _known_batch
+_precomputed_p = Primitive("gru_jax_precomputed")
+_precomputed_p.def_impl(lambda value, *operands, of: value)
+_precomputed_p.def_abstract_eval(lambda value, *operands, of: value)
+mlir.register_lowering(_precomputed_p, lambda ctx, value, *operands, of: [value])
+ad.primitive_jvps[_precomputed_p] = _precomputed_jvp
+batching.primitive_batchers[_precomputed_p] = _precomputed_batch

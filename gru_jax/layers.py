@@ -18,7 +18,7 @@ from gru_jax.dropout import dropout_mask, zoneout_mask
 from gru_jax.initializers import Initializer
 from gru_jax.one_step import cast, step
 from gru_jax.options import Options
-from gru_jax.unroll import unroll, within
+from gru_jax.unroll import length_mask, unroll
 
 Outputs = jax.Array | tuple[jax.Array, ...]
 """Of the last layer, or of each."""
@@ -65,7 +65,7 @@ class Stack(Options):
             raise ValueError("reverse must be False with bidirectional=True, which runs both ways, got True")
         checks.rate("dropout", self.dropout)
         checks.rate("recurrent_dropout", self.recurrent_dropout)
-        if self.recurrent_dropout and not parameters.takes(self.cell.step, "recurrent_dropout_mask"):
+        if self.recurrent_dropout and not parameters.accepts_keyword(self.cell.step, "recurrent_dropout_mask"):
             name = type(self.cell).__name__
             raise ValueError(
                 f"recurrent_dropout must be 0 for {name}, whose step takes no recurrent_dropout_mask, got "
@@ -222,7 +222,7 @@ class Stack(Options):
             carry.extend(h_Ts)
             if return_layers or layer == self.num_layers - 1:
                 outputs.append(xs if self.time_major else jnp.moveaxis(xs, 0, -2))
-        return carries.joined(carry, initial_carry, zero), tuple(outputs) if return_layers else outputs[0]
+        return carries.join(carry, initial_carry, zero), tuple(outputs) if return_layers else outputs[0]
 
     def step(
         self,
@@ -278,7 +278,7 @@ class Stack(Options):
             layer_params, x_t = cast(layer, x_t, self.dtype)
             h_t, x_t = step(self.cell, layer_params, h_tm1, x_t, resets, start, self.zoneout)
             new.append(h_t)
-        return carries.joined(new, carry, zero), x_t
+        return carries.join(new, carry, zero), x_t
 
     def _layer(
         self,
@@ -352,5 +352,5 @@ def backward_resets(resets: jax.Array | None, lengths: jax.Array | None = None) 
     if resets is None:
         return None
     if lengths is not None:
-        resets = resets & within(lengths, resets.shape[0])
+        resets = resets & length_mask(lengths, resets.shape[0])
     return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gru_jax.cells import GRU
 from gru_jax.layers import Carry, Outputs, Stack
-from gru_jax.options import NAMES, options_of
+from gru_jax.options import OPTION_NAMES, options_of
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +90,7 @@ def check_gru(model: Any) -> Model:
     return model
 
 
-EQUATIONS = {"gate_fn": "gate", "activation_fn": "candidate", "reset_after": "reset_after"}
+EQUATION_FIELDS = {"gate_fn": "gate", "activation_fn": "candidate", "reset_after": "reset_after"}
 """What the Flax layer of a GRU calls the fields of its equations."""
 
 
@@ -101,17 +101,19 @@ def layer_arguments(model: Any, changes: Mapping[str, Any]) -> tuple[Model, dict
       TypeError, ValueError: if there is no such option, or the parameters of the model do not fit the stack.
     """
     stack = check_gru(model).stack
-    known = ["return_carry", *EQUATIONS, "carry_init", *NAMES]
+    known = ["return_carry", *EQUATION_FIELDS, "carry_init", *OPTION_NAMES]
     if unknown := sorted(changes.keys() - set(known)):
         raise TypeError(f"from_model has no option {', '.join(unknown)}, only {', '.join(known)}")
-    cell = dataclasses.replace(stack.cell, **{field: changes[n] for n, field in EQUATIONS.items() if n in changes})
-    stack = dataclasses.replace(stack, cell=cell, **{name: changes[name] for name in NAMES if name in changes})
+    cell = dataclasses.replace(
+        stack.cell, **{field: changes[n] for n, field in EQUATION_FIELDS.items() if n in changes}
+    )
+    stack = dataclasses.replace(stack, cell=cell, **{name: changes[name] for name in OPTION_NAMES if name in changes})
     model = check_gru(Model(model.params, stack))
     weights = {
         "features": stack.features,
         "use_bias": model.use_bias,
         "param_dtype": jax.dtypes.canonicalize_dtype(model.params[0].kernel.dtype),
     }
-    equations = {name: getattr(cell, field) for name, field in EQUATIONS.items()}
+    equations = {name: getattr(cell, field) for name, field in EQUATION_FIELDS.items()}
     others = {name: changes[name] for name in ("return_carry", "carry_init") if name in changes}
     return model, options_of(stack) | weights | equations | others

@@ -7,7 +7,7 @@ import jax
 from gru_jax import initializers, meshes
 from gru_jax.cells import Cell, State, cast_like
 from gru_jax.unroll import MaskedStep
-from gru_jax.zoneout import checked as checked_zoneout
+from gru_jax.zoneout import check_zoneout
 
 
 def step(
@@ -34,12 +34,14 @@ def step(
       The new state, in the dtype and weak type of the old one, so that a scan may carry it, a float32 state through a
       computation in bfloat16, too; and the output, in the dtype of the computation.
     """
-    params, inputs, state_dtype = cell.prepare(params, inputs, "x_t", "(*batch, in_features)")
+    params, inputs, state_dtype = cell.check_and_cast(params, inputs, "x_t", "(*batch, in_features)")
     like = cell.initial_state(params, inputs.shape[:-1], state_dtype)
     before, start = (_typed(state, like) for state in (carry, reset_state))
     resets = None if resets is None else resets[..., None]
-    inputs, params, resets, (before, start) = meshes.aligned(inputs, params, resets, (before, start), lead=0)
-    rates, _ = checked_zoneout(zoneout, None, like, 1)
+    inputs, params, resets, (before, start) = meshes.align_shardings(
+        inputs, params, resets, (before, start), time_axes=0
+    )
+    rates, _ = check_zoneout(zoneout, None, like, 1)
     after = MaskedStep(cell, rates)((params, start, None), before, (inputs, None, resets, None))
     return cast_like(after, carry), cell.output(after).astype(initializers.floating_dtype((inputs, params)))
 

@@ -41,12 +41,12 @@ class Options:
     reverse: bool = False
 
 
-NAMES = tuple(field.name for field in dataclasses.fields(Options))
+OPTION_NAMES = tuple(field.name for field in dataclasses.fields(Options))
 
 
 def options_of(value: Any) -> dict[str, Any]:
     """The options that an object has as attributes, by name."""
-    return {name: getattr(value, name) for name in NAMES}
+    return {name: getattr(value, name) for name in OPTION_NAMES}
 
 
 def with_signature(*others: inspect.Parameter) -> Callable[[F], F]:

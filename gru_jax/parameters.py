@@ -11,7 +11,7 @@ from gru_jax import initializers
 Path = tuple[str, ...]
 
 
-def drawn(
+def init_params(
     cell: Any, key: jax.Array, in_features: int, features: int, dtype: Any, options: Mapping[str, Any] | None
 ) -> Any:
     """Fresh parameters of a cell, those in floating point in `dtype`, which an `init` that takes a dtype is given.
@@ -24,13 +24,13 @@ def drawn(
       options: keywords for `cell.init`, none if None.
     """
     keywords = dict(options or {})
-    if takes(cell.init, "dtype"):
+    if accepts_keyword(cell.init, "dtype"):
         keywords.setdefault("dtype", dtype)
     made = cell.init(key, in_features, features, **keywords)
     return initializers.cast_floating(made, dtype)
 
 
-def takes(function: Any, keyword: str) -> bool:
+def accepts_keyword(function: Any, keyword: str) -> bool:
     """Whether a function has such a keyword, or takes any."""
     parameters = inspect.signature(function).parameters
     return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -42,13 +42,13 @@ def check_init_options(options: Any) -> None:
         raise TypeError(f"init_options must be a dict of keywords for cell.init, or None, got {options!r:.100}")
 
 
-def by_path(params: Any) -> dict[Path, Any]:
+def leaves_by_path(params: Any) -> dict[Path, Any]:
     """The leaves of parameters by their paths: keys, fields and places, as text.
 
     Raises:
       ValueError: if two leaves have the same path, as those of a dict with the keys 0 and "0".
 
-    >>> by_path({"W": 1, "heads": (2, 3)})
+    >>> leaves_by_path({"W": 1, "heads": (2, 3)})
     {('W',): 1, ('heads', '0'): 2, ('heads', '1'): 3}
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -58,13 +58,13 @@ def by_path(params: Any) -> dict[Path, Any]:
     return paths
 
 
-def from_paths(name: str, leaves: Mapping[Path, Any], like: Any, shapes: bool) -> Any:
+def params_from_paths(name: str, leaves: Mapping[Path, Any], like: Any, shapes: bool) -> Any:
     """Parameters like `like` of leaves by path; `name` is what an error calls them.
 
     Raises:
       ValueError: if a leaf is missing, there is one too many, or with `shapes` one has another shape; names it.
     """
-    expected = by_path(like)
+    expected = leaves_by_path(like)
     for path in expected.keys() ^ leaves.keys():
         wanted = "have" if path in expected else "not have"
         raise ValueError(f"{name} must {wanted} {'/'.join(path)}, got {['/'.join(map(str, p)) for p in leaves]}")

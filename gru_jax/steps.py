@@ -12,7 +12,7 @@ import jax
 from jax.extend.core import Literal, mapped_aval
 
 from gru_jax import jaxprs
-from gru_jax.cells.affine import merges
+from gru_jax.cells.affine import can_merge_axes
 from gru_jax.jaxprs import bind, evaluate, read, variables
 
 State = Any
@@ -78,7 +78,7 @@ class Product(NamedTuple):
         """Its value if it is known, with the derivatives that it has."""
         operands = (factor, matrix) if addend is None else (factor, matrix, addend)
         # Not the method itself: it would be hashed by the equation, which cannot be.
-        return jaxprs.known(value, lambda *given: self.of(*given), *operands)
+        return jaxprs.precomputed(value, lambda *given: self.of(*given), *operands)
 
 
 class StagedStep:
@@ -252,7 +252,7 @@ def product_at_all_steps(equation: Any, place: int, factors: jax.Array, matrix: 
     """
     numbers = equation.params["dimension_numbers"]
     (contracted, batch), width = (numbers[0][place], numbers[1][place]), factors.ndim - 2
-    if place == 1 or batch or tuple(contracted) != (width,) or not merges():
+    if place == 1 or batch or tuple(contracted) != (width,) or not can_merge_axes():
         order = (lambda f, m: [f, m]) if place == 0 else (lambda f, m: [m, f])
         return jax.vmap(lambda factor: bind(equation, order(factor, matrix))[0])(factors)
     rows = factors.reshape(-1, factors.shape[-1])

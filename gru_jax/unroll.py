@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from gru_jax import checks, engine, initializers, meshes, policy, primitives
 from gru_jax.cells import GRU, Cell, PackedCell, State, cast_like, cast_state, check_cell
 from gru_jax.recurrence import Operands
-from gru_jax.zoneout import Keep, zone_out
-from gru_jax.zoneout import checked as checked_zoneout
+from gru_jax.zoneout import Keep, check_zoneout, zone_out
 
 
 def unroll(
@@ -92,7 +91,7 @@ def unroll(
     checks.unsharded_time("xs", xs, 0)
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape (T, *batch, in_features), got {xs.shape}")
-    params, xs, state_dtype = cell.prepare(params, xs, "xs", "(T, *batch, in_features)")
+    params, xs, state_dtype = cell.check_and_cast(params, xs, "xs", "(T, *batch, in_features)")
     dtype = initializers.floating_dtype((xs, params))
     steps, *batch = xs.shape[:-1]
     zero = cell.initial_state(params, batch, state_dtype)
@@ -100,22 +99,22 @@ def unroll(
     h_0 = cast_state("h_0", given, zero)
     start = None if reset_state is None else cast_state("reset_state", reset_state, zero)
     drop = _dropout(cell, recurrent_dropout_mask, zero)
-    rates, zoned = checked_zoneout(zoneout, zoneout_mask, zero, steps)
+    rates, zoned = check_zoneout(zoneout, zoneout_mask, zero, steps)
     method = _method(cell, method, zoneout=rates is not None or zoned is not None)
     mask = _flags("mask", mask, xs)
     resets = _flags("resets", resets, xs)
     if lengths is not None:
         lengths = checks.array("lengths", lengths)
         checks.lengths("lengths", lengths, tuple(batch), steps)
-        counts = within(lengths, steps)[..., None]
+        counts = length_mask(lengths, steps)[..., None]
         mask = counts if mask is None else mask & counts
         resets = None if resets is None else resets & counts
     if steps == 0:
         return cast_like(h_0, given), jnp.zeros((0, *cell.output(zero).shape), dtype)
-    xs, params, (mask, resets, zoned), (h_0, start, drop) = meshes.aligned(
+    xs, params, (mask, resets, zoned), (h_0, start, drop) = meshes.align_shardings(
         xs, params, (mask, resets, zoned), (h_0, start, drop)
     )
-    h_0 = meshes.varied(h_0, xs, params, mask, resets, zoned, start, drop)
+    h_0 = meshes.mark_varying(h_0, xs, params, mask, resets, zoned, start, drop)
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
     start = None if resets is None else start
@@ -149,7 +148,7 @@ class MaskedStep:
         params, start, drop = params
         x_t, mask, reset, zoned = now
         # The arguments of this package's cells have been checked; another's step is all there is.
-        advance: Any = self.cell.advance if isinstance(self.cell, PackedCell) else self.cell.step
+        advance: Any = self.cell.unchecked_step if isinstance(self.cell, PackedCell) else self.cell.step
         options = {} if drop is None else {"recurrent_dropout_mask": drop}
         zero = jax.tree.map(jnp.zeros_like, state)
         keep = self.rates if zoned is None else zoned
@@ -226,7 +225,7 @@ def _gru(
     return hs[0 if reverse else -1], hs
 
 
-def within(lengths: jax.Array, steps: int) -> jax.Array:
+def length_mask(lengths: jax.Array, steps: int) -> jax.Array:
     """Which steps (T, *batch) lie within the lengths (*batch,) of the sequences."""
     t = jnp.arange(steps).reshape(-1, *[1] * lengths.ndim)
     return t < lengths.astype(t.dtype)[None]

@@ -35,7 +35,7 @@ def _zone_out_leaf(keep: Any, old: jax.Array, new: jax.Array) -> jax.Array:
     return jnp.where(keep, old, new)
 
 
-def checked(rate: Any, mask: Any, state: Any, steps: int) -> tuple[Keep, Keep]:
+def check_zoneout(rate: Any, mask: Any, state: Any, steps: int) -> tuple[Keep, Keep]:
     """The arguments of `gru_jax.unroll`, checked, as rates, which are constants, and masks (T, *batch, features).
 
     Where there is a mask there are no rates, and no rates where all are zero. Leaves of integers keep nothing.

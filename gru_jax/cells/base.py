@@ -55,7 +55,7 @@ class Cell(Protocol):
         """Refuses what are not parameters of this cell; `name` is what an error calls them."""
         ...
 
-    def prepare(self, params: Any, x: Any, name: str, symbols: str) -> tuple[Any, Any, Any]:
+    def check_and_cast(self, params: Any, x: Any, name: str, symbols: str) -> tuple[Any, Any, Any]:
         """Checks parameters against an input; both in the compute dtype, and the dtype of the state."""
         ...
 
@@ -139,7 +139,7 @@ class CellBase:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             checks.array(name + jax.tree_util.keystr(path), leaf)
 
-    def prepare(self, params: Any, x: Any, name: str, symbols: str) -> tuple[Any, Any, Any]:
+    def check_and_cast(self, params: Any, x: Any, name: str, symbols: str) -> tuple[Any, Any, Any]:
         """Checks parameters and casts those in floating point, and the input, to the compute dtype.
 
         Args:

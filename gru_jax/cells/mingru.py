@@ -97,7 +97,7 @@ class MinGRU(PackedCell[MinGRUParams]):
         """All states at once, (T, *batch, features).
 
         Args:
-          params: of the compute dtype, like xs; see `prepare`.
+          params: of the compute dtype, like xs; see `check_and_cast`.
           xs: (T, *batch, in_features), T at least 1.
           h_0: (*batch, features).
           mask, resets: (T, *batch, 1) bool, or None; as of `gru_jax.unroll`.

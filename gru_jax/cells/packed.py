@@ -92,7 +92,7 @@ class PackedCell(CellBase, Generic[P]):
         """The state that follows, from the gates and the state before: z ⊙ h + (1 − z) ⊙ n."""
         return interpolate(gates["z"], state, gates["n"])
 
-    def advance(self, params: Any, state: Any, x: Any, /, **options: Any) -> Any:
+    def unchecked_step(self, params: Any, state: Any, x: Any, /, **options: Any) -> Any:
         """One step without its checks."""
         return self.next_state(self.gate_values(params, state, x, **options), state)
 
@@ -121,7 +121,7 @@ class PackedCell(CellBase, Generic[P]):
         Raises:
           TypeError, ValueError: if a shape or dtype does not fit.
         """
-        return self.advance(*self.ready(params, state_tm1, x_t, resets, reset_state))
+        return self.unchecked_step(*self.check_step(params, state_tm1, x_t, resets, reset_state))
 
     def gates(self, params: P, state: Any, x: jax.Array, /) -> dict[str, jax.Array]:
         """The values of the gates by name, at one step, (*batch, features) each; the candidate is one of them.
@@ -133,7 +133,7 @@ class PackedCell(CellBase, Generic[P]):
         >>> {name: value.shape for name, value in MGU().gates(params, jnp.zeros((2, 4)), jnp.ones((2, 3))).items()}
         {'z': (2, 4), 'n': (2, 4)}
         """
-        values = self.gate_values(*self.ready(params, state, x))
+        values = self.gate_values(*self.check_step(params, state, x))
         return dict(zip(values, jnp.broadcast_arrays(*values.values()), strict=True))
 
     def init(
@@ -233,7 +233,7 @@ class PackedCell(CellBase, Generic[P]):
             dtype = initializers.at_least_float32(jnp.result_type(*jax.tree.leaves(params)))
         return jnp.zeros((*batch, self.features(params)), dtype)
 
-    def prepare(self, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, jax.Array, Any]:
+    def check_and_cast(self, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, jax.Array, Any]:
         """Checks parameters against an input and casts both to the compute dtype.
 
         Args:
@@ -277,7 +277,7 @@ class PackedCell(CellBase, Generic[P]):
         for field in fields:
             checks.shape(f"{name}.{field}", given[field], *layout[field])
 
-    def ready(
+    def check_step(
         self,
         params: Any,
         state_tm1: State,
@@ -291,7 +291,7 @@ class PackedCell(CellBase, Generic[P]):
         Where `resets` is True, the state is reset_state, zero if None. `name` is what an error calls the state.
         """
         x_t = checks.array("x_t", x_t)
-        params, x_t, dtype = self.prepare(params, x_t, "x_t", "(*batch, in_features)")
+        params, x_t, dtype = self.check_and_cast(params, x_t, "x_t", "(*batch, in_features)")
         batch = x_t.shape[:-1]
         zero = self.initial_state(params, batch, dtype)
         state_tm1, start = cast_state(name, state_tm1, zero), zero
@@ -300,7 +300,9 @@ class PackedCell(CellBase, Generic[P]):
             checks.shape("resets", resets, "(*batch,)", batch)
             resets = resets[..., None]
             start = zero if reset_state is None else cast_state("reset_state", reset_state, zero)
-        x_t, params, resets, (state_tm1, start) = meshes.aligned(x_t, params, resets, (state_tm1, start), lead=0)
+        x_t, params, resets, (state_tm1, start) = meshes.align_shardings(
+            x_t, params, resets, (state_tm1, start), time_axes=0
+        )
         if resets is not None:
             state_tm1 = jax.tree.map(functools.partial(jnp.where, resets), start, state_tm1)
         return params, state_tm1, x_t

@@ -10,7 +10,7 @@ from flax import linen as nn
 from gru_jax import arguments, carries, cells, checks, initializers, one_step
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
-from gru_jax.linen.parameters import Gate, check_parts
+from gru_jax.linen.parameters import Gate, check_gru_options
 
 
 class GRUCell(nn.RNNCellBase):
@@ -64,7 +64,7 @@ class GRUCell(nn.RNNCellBase):
         checks.integer("features", self.features, at_least=1)
         checks.function("carry_init", self.carry_init)
         checks.dtype("dtype", self.dtype)
-        check_parts(self)
+        check_gru_options(self)
         super().__post_init__()
 
     @property

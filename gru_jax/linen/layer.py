@@ -16,8 +16,8 @@ from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.layers import Outputs
 from gru_jax.linen.cell import GRUCell
-from gru_jax.linen.parameters import Scope, check_parts
-from gru_jax.models import EQUATIONS, Model, check_model, layer_arguments
+from gru_jax.linen.parameters import Scope, check_gru_options
+from gru_jax.models import EQUATION_FIELDS, Model, check_model, layer_arguments
 from gru_jax.options import Options, options_of
 
 
@@ -260,12 +260,12 @@ class GRU(Layer):
     update_bias_init: Initializer | None = None
 
     def __post_init__(self) -> None:
-        check_parts(self)
+        check_gru_options(self)
         super().__post_init__()
 
     @nn.nowrap
     def _stack(self) -> layers.Stack:
-        cell = cells.GRU(**{field: getattr(self, name) for name, field in EQUATIONS.items()})
+        cell = cells.GRU(**{field: getattr(self, name) for name, field in EQUATION_FIELDS.items()})
         return layers.Stack(cell, self.features, **options_of(self))
 
     @nn.nowrap

@@ -44,10 +44,10 @@ class Scope(nn.Module):
         return self.build(width)
 
 
-def check_parts(module: nn.Module) -> None:
+def check_gru_options(module: nn.Module) -> None:
     """The attributes that cells and layers share; activations that have a name are from then on held by it."""
     inits = ("kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init")
-    arguments.parts(
+    arguments.gru_options(
         {name: getattr(module, name) for name in inits},
         {name: getattr(module, name) for name in ("gate_fn", "activation_fn")},
         module.use_bias,

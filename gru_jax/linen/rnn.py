@@ -171,7 +171,7 @@ class RNN(Layer):
     def _draw(self, key: jax.Array, in_features: int) -> Any:
         """Fresh parameters of a cell."""
         stack = self._stack()
-        return parameters.drawn(stack.cell, key, in_features, stack.features, self.param_dtype, self.init_options)
+        return parameters.init_params(stack.cell, key, in_features, stack.features, self.param_dtype, self.init_options)
 
     @nn.nowrap
     def _like(self, in_features: int) -> Any:
@@ -183,7 +183,7 @@ class RNN(Layer):
         names = DIRECTIONS[: self._stack().directions]
         cells = [self._draw(k, in_features) for k in jax.random.split(key, len(names))]
         return {
-            name: traverse_util.unflatten_dict(parameters.by_path(cell))
+            name: traverse_util.unflatten_dict(parameters.leaves_by_path(cell))
             for name, cell in zip(names, cells, strict=True)
         }
 
@@ -205,7 +205,7 @@ class RNN(Layer):
         for name, width in zip(names, widths, strict=True):
             own = {path[2:]: leaf for path, leaf in leaves.items() if path[:2] == name}
             full = "/".join(("params", *name))
-            cells.append(parameters.from_paths(full, own, like[width], shapes=in_features is not None))
+            cells.append(parameters.params_from_paths(full, own, like[width], shapes=in_features is not None))
         return cells
 
     @nn.nowrap

@@ -85,7 +85,7 @@ class GRUCell(nnx.RNNCellBase):
             "update_bias_init": update_bias_init,
         }
         functions = {"gate_fn": gate_fn, "activation_fn": activation_fn, "promote_dtype": promote_dtype}
-        arguments.parts(inits, functions, use_bias, param_dtype)
+        arguments.gru_options(inits, functions, use_bias, param_dtype)
         checks.dtype("dtype", dtype)
         if carry_init is not None:
             checks.function("carry_init", carry_init)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gru_jax import cells, checks, initializers
-from gru_jax.models import EQUATIONS, Model, layer_arguments
+from gru_jax.models import EQUATION_FIELDS, Model, layer_arguments
 from gru_jax.nnx.cell import GRUCell
 from gru_jax.nnx.rnn import RNN
 from gru_jax.options import with_signature
@@ -19,7 +19,7 @@ def _parameters(function: Any, *names: str) -> dict[str, inspect.Parameter]:
 
 
 _INITS = ("use_bias", "kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init")
-_OF_CELL = _parameters(GRUCell.__init__, *EQUATIONS, *_INITS)
+_OF_CELL = _parameters(GRUCell.__init__, *EQUATION_FIELDS, *_INITS)
 """The options that the layer hands on to its cells."""
 _OF_RNN = _parameters(RNN.__init__, "return_carry", "param_dtype", "carry_init")
 
@@ -66,7 +66,7 @@ class GRU(RNN):
         of_cell = {name: options.pop(name) for name in _OF_CELL if name in options}
         for name in ("gate_fn", "activation_fn"):
             checks.function(name, of_cell.get(name, _OF_CELL[name].default))
-        equations = cells.GRU(**{field: of_cell[name] for name, field in EQUATIONS.items() if name in of_cell})
+        equations = cells.GRU(**{field: of_cell[name] for name, field in EQUATION_FIELDS.items() if name in of_cell})
         super().__init__(equations, in_features, features, init_options=of_cell, rngs=rngs, **options)
 
     def _cell(self, in_features: int, init_options: Mapping[str, Any] | None, rngs: nnx.Rngs) -> GRUCell:

@@ -104,7 +104,7 @@ class RNN(nnx.Module):
 
     def _cell(self, in_features: int, init_options: Mapping[str, Any] | None, rngs: nnx.Rngs) -> Any:
         """The parameters of one cell as variables."""
-        drawn = parameters.drawn(
+        drawn = parameters.init_params(
             self.stack.cell, rngs.params(), in_features, self.features, self.param_dtype, init_options
         )
         return nnx.data(jax.tree.map(nnx.Param, drawn))
