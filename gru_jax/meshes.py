@@ -10,9 +10,9 @@ from jax.sharding import AxisType, PartitionSpec, reshard
 def align_shardings(
     xs: jax.Array, params: Any, timed: Any, states: Any, time_axes: int = 1
 ) -> tuple[jax.Array, Any, Any, Any]:
-    """What goes into a recurrence, sharded alike, where the mesh has explicit axes; otherwise as it is.
+    """The operands of a recurrence, sharded alike, if the mesh has explicit axes; otherwise unchanged.
 
-    The batch is sharded as in the first array that says so. Features and weights are gathered, for each step needs all.
+    The batch is sharded as in the first array that shards it. Features and weights are gathered: each step needs all.
 
     Args:
       xs: (*time, *batch, in_features).
@@ -50,16 +50,16 @@ def varying_axes(value: jax.Array) -> frozenset[Any]:
 
 
 def mark_varying(tree: Any, *others: Any) -> Any:
-    """A tree whose leaves are marked as varying over devices of a `jax.shard_map` wherever any leaf does.
+    """A tree whose leaves are marked as varying over the mesh axes over which any leaf, or one of `others`, varies.
 
-    What goes round in a loop must be, from the start, as it comes out.
+    The carry of a loop must have the same type before and after each step.
     """
     axes = frozenset().union(*map(varying_axes, jax.tree.leaves((tree, others))))
     return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(axes - varying_axes(x))), to="varying"), tree)
 
 
 def _typed_spec(x: jax.Array) -> tuple[Any, ...]:
-    """How an explicit mesh shards each axis."""
+    """For each axis of an array, the axes of an explicit mesh over which it is sharded."""
     spec = jax.typeof(x).sharding.spec
     return (*spec, *[None] * (x.ndim - len(spec)))
 

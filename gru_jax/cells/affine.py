@@ -1,4 +1,4 @@
-"""Affine maps of packed gates: of inputs, and of states; weights may have been batched by `vmap`."""
+"""Affine maps of packed gates, of inputs and of states. `vmap` may have batched the weights."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,9 @@ Projected = tuple[jax.Array, ...]
 
 
 FEW_ROWS = 64
-"""For no more rows of x than this, and for one step, x W is one product that is split: for a product of each gate its
-part of W would be copied first. One product is 1.2 to 2.5 times as fast for D = H = 64 to 512 and up to 64 rows, and
-0.9 to 1.2 times for 256 (2 cores, AVX2)."""
+"""Up to this number of rows of x, and for one step, x W is one product, which is split. A product for each gate would
+first copy its part of W. One product is 1.2 to 2.5 times as fast for D = H = 64 to 512 and up to 64 rows, and 0.9 to
+1.2 times for 256 (2 cores, AVX2)."""
 
 
 def split(packed: jax.Array, parts: int = 3) -> list[jax.Array]:
@@ -56,9 +56,9 @@ def biased(h_g: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 
 def lifted(x: jax.Array, ndim: int) -> jax.Array:
-    """x with leading axes of size 1 up to `ndim` of them, so that it may meet an array of that rank.
+    """x with leading axes of size 1, so that it has `ndim` axes.
 
-    NumPy would add them by itself, but not under ``jax_numpy_rank_promotion="raise"``.
+    Broadcasting would add them, but not under ``jax_numpy_rank_promotion="raise"``.
     """
     return jax.lax.expand_dims(x, range(ndim - x.ndim))
 
@@ -68,8 +68,8 @@ def product(h: jax.Array, kernel: jax.Array, time_axes: int = 0, dtype: Any = No
 
     Args:
       h: (*time, *group, *batch, H).
-      kernel: (*group, H, K). Group axes belong to weights that were batched by `vmap`; usually there are none. A group
-        axis may have size 1 in either.
+      kernel: (*group, H, K). Group axes are those of weights that `vmap` batched; usually there are none. A group axis
+        may have size 1 in either operand.
       time_axes: the number of axes of h before the group axes.
       dtype: of the result; by default that of h.
 
@@ -90,7 +90,7 @@ def product(h: jax.Array, kernel: jax.Array, time_axes: int = 0, dtype: Any = No
 def _over_group(
     dot: Callable[..., jax.Array], time_axes: int, h_size: int, kernel_size: int
 ) -> Callable[..., jax.Array]:
-    """`dot` mapped over a group axis, of which either operand may have only one."""
+    """`dot` mapped over a group axis, which may have size 1 in either operand."""
     if h_size == 1 or kernel_size == 1:
         axes = (time_axes if h_size > 1 else None, 0 if kernel_size > 1 else None)
 
@@ -106,14 +106,14 @@ def _over_group(
 
 
 def _rows(h: jax.Array) -> jax.Array:
-    """h (..., H) with its leading axes merged, where no axis of it can be sharded: a merged one would be gathered.
+    """h (..., H) with its leading axes merged, if none can be sharded: a merged axis would be gathered.
 
-    In the gradient of a kernel, XLA on CPU contracts one axis up to twice as fast as time and batch, which it first
+    In the gradient of a kernel, XLA on a CPU contracts one axis up to twice as fast as time and batch, which it first
     copies into another layout.
     """
     return h.reshape(-1, h.shape[-1]) if can_merge_axes() else h
 
 
 def can_merge_axes() -> bool:
-    """Whether no axis can be sharded, so that axes may be merged into one."""
+    """Whether axes may be merged: whether none can be sharded."""
     return jax.device_count() == 1 and jax.sharding.get_abstract_mesh().empty
