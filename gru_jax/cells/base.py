@@ -157,7 +157,8 @@ class CellBase:
         """
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             leaf_name = name + jax.tree_util.keystr(path)
-            if isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            is_array = isinstance(leaf, jax.Array | np.ndarray)
+            if is_array and any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.floating, jnp.integer)):
                 checks.floating(leaf_name, leaf)
             checks.array(leaf_name, leaf)
 

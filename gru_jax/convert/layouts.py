@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gru_jax import checks
 from gru_jax.cells import CUDNN, GRU, Params
 from gru_jax.convert import foreign, packing
 from gru_jax.convert.packing import PackedWeights, Packing
@@ -72,8 +73,9 @@ class CellArrays(NamedTuple):
         value = self.leaves.pop(name)
         if value.shape != expected:
             raise ValueError(f"{self.full(name)} must have shape {symbols} = {expected}, got {value.shape}")
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"{self.full(name)} must be floating point, got {value.dtype}")
+        if value.dtype.name not in checks.FLOATS:
+            known = ", ".join(checks.FLOATS)
+            raise ValueError(f"{self.full(name)} must be floating point, got {value.dtype}: expected one of {known}")
         return value
 
 

@@ -80,7 +80,7 @@ class GRUCell(nnx.RNNCellBase):
         """
         checks.integer("in_features", in_features, at_least=1)
         checks.integer("hidden_features", hidden_features, at_least=1)
-        inits = {
+        inits: dict[str, Any] = {
             "kernel_init": kernel_init,
             "recurrent_kernel_init": recurrent_kernel_init,
             "bias_init": bias_init,
@@ -106,24 +106,16 @@ class GRUCell(nnx.RNNCellBase):
         self.use_bias = use_bias
         self.rngs = rngs.carry.fork() if keep_rngs else nnx.data(None)
         key = rngs.params()
-        kernel_init, kernel_box = variables.unbox(kernel_init, key, (in_features, hidden_features))
-        recurrent_kernel_init, recurrent_box = variables.unbox(
-            recurrent_kernel_init, key, (hidden_features, hidden_features)
-        )
-        bias_init, bias_box = variables.unbox(bias_init, key, (hidden_features,))
-        if update_bias_init is not None:
-            update_bias_init, _ = variables.unbox(update_bias_init, key, (hidden_features,))
-        drawn = self.equations.init(
-            key,
-            in_features,
-            hidden_features,
-            use_bias=use_bias,
-            kernel_init=kernel_init,
-            recurrent_kernel_init=recurrent_kernel_init,
-            bias_init=bias_init,
-            update_bias_init=update_bias_init,
-            dtype=param_dtype,
-        )
+        shapes = {
+            "kernel_init": (in_features, hidden_features),
+            "recurrent_kernel_init": (hidden_features, hidden_features),
+        }
+        boxes: dict[str, Any] = {}
+        for name, init in inits.items():
+            if init is not None:
+                inits[name], boxes[name] = variables.unbox(init, key, shapes.get(name, (hidden_features,)))
+        drawn = self.equations.init(key, in_features, hidden_features, use_bias=use_bias, dtype=param_dtype, **inits)
+        kernel_box, recurrent_box, bias_box = (boxes[f"{name}_init"] for name in ("kernel", "recurrent_kernel", "bias"))
         self.kernel = variables.variable(drawn.kernel, kernel_box, kernel_metadata)
         self.recurrent_kernel = variables.variable(drawn.recurrent_kernel, recurrent_box, recurrent_kernel_metadata)
         self.bias = variables.variable(drawn.bias, bias_box, bias_metadata)
