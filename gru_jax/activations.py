@@ -1,8 +1,8 @@
-"""Activations as values: JAX's own are known by name, whichever object stands for one.
+"""Activations as values: JAX's own activations are recognised, and represented by their names.
 
-A function object is no name. ``copy.deepcopy`` and cloudpickle make another object of `jax.nn.sigmoid`, pickle refuses
-it, and ``lambda x: jax.nn.sigmoid(x)`` is as good. So cells and layers hold `Named` in place of each: a value that is
-equal to its copies, wherever and however these were made.
+The identity of a function object does not tell what it computes: ``copy.deepcopy`` and cloudpickle make another object
+of `jax.nn.sigmoid`, pickle refuses it, and ``lambda x: jax.nn.sigmoid(x)`` computes the same. So cells and layers store
+a `Named` instead of the function: a value that is equal to all of its copies.
 """
 
 import dataclasses
@@ -39,12 +39,12 @@ FUNCTIONS: dict[str, Activation] = {
     "exp": jnp.exp,
     "identity": jax.nn.identity,
 }
-"""By the name in `jax.nn`, or `jax.numpy`. All are elementwise, with their default arguments."""
+"""Activations by their names in `jax.nn` or `jax.numpy`. All are elementwise, with their default arguments."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """An activation of `FUNCTIONS`. Equal by name, so that it can be copied, pickled and compared.
+    """An activation of `FUNCTIONS`, compared by name, so that it can be copied and pickled.
 
     >>> Named("tanh")(jnp.zeros(2)).tolist()
     [0.0, 0.0]
@@ -58,20 +58,20 @@ class Named:
 
 SIGMOID, TANH = Named("sigmoid"), Named("tanh")
 
-# np.tanh, of which a trace could make nothing, is what some write.
+# Some write np.tanh, which cannot be traced.
 _NAMES: dict[Any, str] = {function: name for name, function in FUNCTIONS.items()} | {np.tanh: "tanh"}
-# A function that casts, or differs between them, is another one.
+# A function that casts, or differs between these, is another function.
 _DTYPES = jnp.float32, jnp.bfloat16
 _OPERATIONS = {"logistic": "sigmoid", "tanh": "tanh"}
 _traced: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
 
 
 def canonical(activation: Activation) -> Activation:
-    """The `Named` activation that a function is; itself if it is another.
+    """The `Named` activation that computes the same as a function; the function itself if there is none.
 
-    It is known by what it does: a function that a trace shows to be one operation, σ or tanh, and nothing else is that.
-    The others are made of several, and defined with their derivatives: known is what JAX makes the same program of, to
-    second order, as copies of JAX's own are.
+    A function is recognised by its trace. σ and tanh are single operations. The other activations consist of several,
+    and may define their own derivatives: a function is one of them if JAX traces it, up to its second derivative, to
+    the same program. Copies of JAX's functions are.
 
     >>> canonical(lambda x: jnp.tanh(x)) == canonical(jax.lax.tanh) == Named("tanh")
     True
@@ -84,44 +84,45 @@ def canonical(activation: Activation) -> Activation:
         return activation
     try:
         name = _NAMES.get(activation) or _traced_name(activation)
-    except TypeError:  # it cannot be hashed
+    except TypeError:  # not hashable
         return activation
     return activation if name is None else Named(name)
 
 
 def _traced_name(activation: Activation) -> str | None:
-    """What a trace shows a function to be; remembered as long as the function is there."""
+    """The name of the activation, by `_trace`. It is cached as long as the function exists."""
     try:
         if activation in _traced:
             return _traced[activation]
         _traced[activation] = name = _trace(activation)
-    except TypeError:  # it cannot be referred to weakly
+    except TypeError:  # no weak references to it
         return _trace(activation)
     return name
 
 
 def _trace(activation: Activation) -> str | None:
-    like = [jax.ShapeDtypeStruct((2, 3), dtype) for dtype in _DTYPES]
+    """The name of the activation that a function is, by its trace; None if it is none."""
+    inputs = [jax.ShapeDtypeStruct((2, 3), dtype) for dtype in _DTYPES]
     try:
-        made = [jax.make_jaxpr(activation, return_shape=True)(x) for x in like]
-        if not all(hasattr(out, "shape") for _, out in made):
+        traced = [jax.make_jaxpr(activation, return_shape=True)(x) for x in inputs]
+        if not all(hasattr(out, "shape") for _, out in traced):
             return None
-        names = {_operation(jaxpr.jaxpr) for jaxpr, _ in made}
+        names = {_operation(jaxpr.jaxpr) for jaxpr, _ in traced}
         if len(names) == 1 and None not in names:
             return names.pop()
         return _programs(jax.config.read("jax_enable_x64")).get(_program(activation))
-    except Exception:  # whatever a user's function raises: it will again when it is called
+    except Exception:  # whatever a user's function raises, it will raise again when it is called
         return None
 
 
 @functools.cache
 def _programs(x64: bool) -> dict[str, str]:
-    """The names of `FUNCTIONS` by their programs, in which constants have other types with `x64`."""
+    """The names of `FUNCTIONS` by their programs, whose constants have other types with `x64`."""
     return {_program(function): name for name, function in FUNCTIONS.items()}
 
 
 def _program(activation: Activation) -> str:
-    """The second-order tangent of an activation as a trace shows it, without the names of functions."""
+    """The program of an activation's second-order tangent, as text, without the names of functions."""
 
     def tangent(x: jax.Array, d_x: jax.Array) -> Any:
         def first(x: jax.Array) -> Any:
@@ -135,7 +136,7 @@ def _program(activation: Activation) -> str:
 
 
 def _operation(jaxpr: Any) -> str | None:
-    """The activation that a jaxpr consists of, jitted or not."""
+    """The name of the activation if a jaxpr consists of that operation only, jitted or not."""
     if len(jaxpr.eqns) != 1 or jaxpr.constvars:
         return None
     equation = jaxpr.eqns[0]
@@ -143,5 +144,5 @@ def _operation(jaxpr: Any) -> str | None:
         return None
     if equation.primitive.name in ("jit", "pjit"):
         return _operation(equation.params["jaxpr"].jaxpr)
-    # A parameter other than None asks for an accuracy.
+    # A parameter that is not None requests an accuracy.
     return _OPERATIONS.get(equation.primitive.name) if set(equation.params.values()) <= {None} else None

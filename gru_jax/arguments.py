@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks
-from gru_jax.cells import broadcast_state
+from gru_jax.cells import base
 
 
 def inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.Array:
-    """`inputs` as an array with a time axis and in_features; any number of them if None."""
+    """`inputs` as an array with a time axis and `in_features`, or any width if None."""
     inputs = checks.array("inputs", inputs)
     checks.floating("inputs", inputs)
     symbols = "(time, *batch, in_features)" if time_major else "(*batch, time, in_features)"
@@ -18,24 +18,25 @@ def inputs(inputs: Any, in_features: int | None, time_major: bool) -> jax.Array:
         raise ValueError(f"inputs must have shape {symbols}, got {inputs.shape}")
     if in_features is not None:
         checks.shape("inputs", inputs, symbols, (*inputs.shape[:-1], in_features))
-    checks.time_is_whole("inputs", inputs, 0 if time_major else -2)
+    checks.unsharded_time("inputs", inputs, 0 if time_major else -2)
     return inputs
 
 
 def step(
     carry: Any, inputs: Any, resets: Any, reset_state: Any, in_features: int | None, features: int | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
-    """The arguments of a cell's step as arrays that fit; any in_features, or features, if None.
+    """The arguments of a Flax cell's step as arrays that fit; of any in_features, or features, if None.
 
-    The batch axes of carry and inputs broadcast against each other, as those of Flax's cells do.
+    The batch axes of carry and inputs broadcast against each other, as in Flax's cells.
     """
     inputs, carry = step_input("inputs", inputs, in_features), checks.array("carry", carry)
     if carry.ndim < 1:
         raise ValueError(f"carry must have shape (*batch, features), got {carry.shape}")
-    own = carry.shape[:-1]
-    carry = state("carry", carry, own, carry.shape[-1] if features is None else features)
+    if features is not None:
+        checks.shape("carry", carry, "(*batch, features)", (*carry.shape[:-1], features))
+    checks.floating("carry", carry)
     try:
-        batch = jnp.broadcast_shapes(own, inputs.shape[:-1])
+        batch = jnp.broadcast_shapes(carry.shape[:-1], inputs.shape[:-1])
     except ValueError as error:
         raise ValueError(
             f"carry must have shape (*batch, features), or what broadcasts to it, for inputs {inputs.shape}, "
@@ -43,21 +44,13 @@ def step(
         ) from error
     carry = jnp.broadcast_to(carry, (*batch, carry.shape[-1]))
     inputs = jnp.broadcast_to(inputs, (*batch, inputs.shape[-1]))
-    start = None if reset_state is None else broadcast_state("reset_state", reset_state, carry)
-    return carry, inputs, step_flags("resets", resets, inputs), start
-
-
-def step_flags(name: str, value: Any, x_t: jax.Array) -> jax.Array | None:
-    """Flags of one step, (*batch,), as bool; or None. x_t has the batch axes."""
-    if value is None:
-        return None
-    value = checks.flags(name, value)
-    checks.shape(name, value, "(*batch,)", x_t.shape[:-1])
-    return value
+    if reset_state is not None:
+        reset_state = base.broadcast_state("reset_state", reset_state, carry)
+    return carry, inputs, checks.optional_flags("resets", resets, "(*batch,)", batch), reset_state
 
 
 def step_input(name: str, value: Any, in_features: int | None) -> jax.Array:
-    """The input of one step (*batch, in_features) as an array; any in_features if None."""
+    """The input of one step as an array (*batch, in_features), of any width if None."""
     value = checks.array(name, value)
     checks.floating(name, value)
     if value.ndim < 1:
@@ -67,16 +60,8 @@ def step_input(name: str, value: Any, in_features: int | None) -> jax.Array:
     return value
 
 
-def state(name: str, value: Any, batch: tuple[int, ...], features: int) -> jax.Array:
-    """A state (*batch, features) as an array."""
-    value = checks.array(name, value)
-    checks.shape(name, value, "(*batch, features)", (*batch, features))
-    checks.floating(name, value)
-    return value
-
-
 def input_shape(input_shape: Any, in_features: int | None) -> tuple[int, ...]:
-    """The shape (*batch, in_features) of one step's input, as `initialize_carry` takes it; any in_features if None."""
+    """The argument of `initialize_carry`, the shape (*batch, in_features) of one step's input; of any width if None."""
     try:
         shape = tuple(input_shape)
     except TypeError as error:
@@ -87,8 +72,8 @@ def input_shape(input_shape: Any, in_features: int | None) -> tuple[int, ...]:
     return shape
 
 
-def parts(inits: dict[str, Any], activations: dict[str, Any], use_bias: Any, param_dtype: Any) -> None:
-    """The constructor arguments that cells and layers share; inits and activations by the names a caller gave."""
+def gru_options(inits: dict[str, Any], activations: dict[str, Any], use_bias: Any, param_dtype: Any) -> None:
+    """Checks the constructor arguments that cells and layers of a GRU share; inits and activations by their names."""
     for name, value in (inits | activations).items():
         if not (name == "update_bias_init" and value is None):
             checks.function(name, value)

@@ -1,8 +1,8 @@
-"""The carry of a stack of layers: one state for each layer and direction, in whichever form a caller has it.
+"""The carry of a stack of layers: one state for each layer and direction, in any of three forms.
 
-The forms: a tuple or a list of states, layer 0 forward, layer 0 backward, layer 1 forward, and so on; a stacked state,
-whose leaves have these on a leading axis as PyTorch's h_n has; and for one layer and direction the state itself. How
-many axes a leaf has tells the last two apart: a stacked one has one more than that of a state, whatever the sizes.
+The forms are a tuple or a list of states: layer 0 forward, layer 0 backward, layer 1 forward, and so on; a stacked
+state, whose leaves have these on a leading axis like PyTorch's h_n; and, for one layer and direction, the state itself.
+The number of axes tells the last two apart: a leaf of a stacked state has one more than that of a state.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, initializers
-from gru_jax.cells import State, broadcast_state
+from gru_jax.cells import State, base
 from gru_jax.initializers import Initializer
 
 Carry = Any
@@ -20,17 +20,17 @@ Carry = Any
 
 
 def initial(carry_init: Initializer | None, key: jax.Array | None, fresh: Sequence[State]) -> Carry:
-    """The states with which layers begin, in the form that a call returns them.
+    """The states with which layers begin, in the form in which a call returns them.
 
     Args:
-      carry_init: an initializer, which draws each leaf in floating point; if None or zeros, a state stays fresh.
-      key: for `carry_init`; one leaf takes it as it is, several take one each that is split from it.
+      carry_init: an initializer that draws each floating-point leaf; if None or zeros, the fresh states are returned.
+      key: for `carry_init`; it is split if there are several leaves.
       fresh: a fresh state of each cell.
     """
     states = list(fresh)
     if carry_init is not None and not initializers.is_zeros(carry_init):
         states = [_drawn(carry_init, k, state) for k, state in zip(_split(key, len(states)), states, strict=True)]
-    return joined(states, None, states[0])
+    return join(states, None, states[0])
 
 
 def _drawn(carry_init: Initializer, key: jax.Array | None, state: State) -> State:
@@ -46,7 +46,7 @@ def _split(key: jax.Array | None, count: int) -> Any:
 
 
 def check_reset_state(resets: Any, reset_state: Any, carry_init: Initializer | None) -> None:
-    """Refuses resets without reset_state where a carry is not zero at first: where should an episode begin?"""
+    """Checks that resets come with a reset_state if carry_init is not zeros: an episode must begin somewhere."""
     if resets is not None and reset_state is None and not initializers.is_zeros(carry_init):
         raise ValueError(
             "reset_state must be given with resets where carry_init is not zeros: it is the state in which an episode "
@@ -60,12 +60,12 @@ def split(name: str, carry: Carry, zero: State, count: int, shared: bool = False
     Args:
       name: what an error calls the carry.
       carry: in one of the forms, or None.
-      zero: a state of one cell, for its type and shape.
+      zero: a state of one cell, for its structure and shapes.
       count: layers·directions.
-      shared: whether a single state serves all cells, however many there are.
+      shared: whether a single state may stand for all cells.
 
     Returns:
-      A list of `count` states, of None if carry is None.
+      A list of `count` states; of None if carry is None.
 
     Raises:
       TypeError, ValueError: if the carry has none of the forms, or a state does not fit.
@@ -79,10 +79,11 @@ def split(name: str, carry: Carry, zero: State, count: int, shared: bool = False
         if len(carry) != count:
             raise ValueError(f"{name} must have {count} states, one for each layer and direction, got {len(carry)}")
         names = [f"{name}[{i}]" for i in range(count)]
-        return [broadcast_state(part, state, zero) for part, state in zip(names, carry, strict=True)]
+        return [base.broadcast_state(part, state, zero) for part, state in zip(names, carry, strict=True)]
     if _is_stacked(carry, zero):
         stacked = jax.tree.map(lambda leaf, like: _checked_stack(name, leaf, like, count), carry, zero)
-        return [broadcast_state(name, jax.tree.map(lambda leaf, i=i: leaf[i], stacked), zero) for i in range(count)]
+        states = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)]
+        return [base.broadcast_state(name, state, zero) for state in states]
     if count > 1 and not shared:
         shape = (count, *jax.tree.leaves(zero)[0].shape)
         got = jax.tree.map(lambda leaf: jnp.shape(checks.array(name, leaf)), carry)
@@ -90,35 +91,35 @@ def split(name: str, carry: Carry, zero: State, count: int, shared: bool = False
             f"{name} must be a tuple of {count} states, one for each layer and direction, or have them on a leading "
             f"axis, shape (layers·directions, *batch, features) = {shape}, got {got}"
         )
-    return [broadcast_state(name, carry, zero)] * count
+    return [base.broadcast_state(name, carry, zero)] * count
 
 
-def joined(states: list[State], given: Carry, zero: State) -> Carry:
-    """The states in the form of the carry that was given; if None, a tuple, or the state itself where there is one."""
-    if _is_sequence(given, zero):
-        return list(states) if isinstance(given, list) else tuple(states)
-    if _is_stacked(given, zero):
+def join(states: list[State], like: Carry, zero: State) -> Carry:
+    """The states in the form of the carry `like`; if that is None, a tuple, or the state itself if there is one."""
+    if _is_sequence(like, zero):
+        return list(states) if isinstance(like, list) else tuple(states)
+    if _is_stacked(like, zero):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     return states[0] if len(states) == 1 else tuple(states)
 
 
 def _is_sequence(carry: Carry, zero: State) -> bool:
-    """Whether a carry holds states one by one; a tuple or list like the cell's own state is a state."""
+    """Whether a carry is a sequence of states. A tuple or list with the structure of a state is a state."""
     if not isinstance(carry, tuple | list):
         return False
     is_named = hasattr(zero, "_fields") and isinstance(carry, type(zero))
-    return not is_named and not _is_alike(carry, zero)
+    return not is_named and not _has_structure_of(carry, zero)
 
 
 def _is_stacked(carry: Carry, zero: State) -> bool:
-    """Whether a leaf of a carry like a state has an axis more than that of the state."""
-    if not _is_alike(carry, zero):
+    """Whether a carry has the structure of a state, and a leaf with one axis more."""
+    if not _has_structure_of(carry, zero):
         return False
     leaves = zip(jax.tree.leaves(carry), jax.tree.leaves(zero), strict=True)
     return any(leaf.ndim == like.ndim + 1 for leaf, like in leaves if hasattr(leaf, "ndim"))
 
 
-def _is_alike(carry: Carry, zero: State) -> bool:
+def _has_structure_of(carry: Carry, zero: State) -> bool:
     structures: list[Any] = [jax.tree.structure(tree) for tree in (carry, zero)]
     return structures[0] == structures[1]
 

@@ -6,9 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+"""The dtypes in which a cell computes."""
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+"""Those that promote to one of them."""
+
 
 def integer(name: str, value: Any, at_least: int) -> None:
-    """Refuses anything but an integer of `at_least` or more."""
+    """Checks that `value` is an integer of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
     if value < at_least:
@@ -16,7 +21,7 @@ def integer(name: str, value: Any, at_least: int) -> None:
 
 
 def rate(name: str, value: Any) -> None:
-    """Refuses anything but a dropout rate, a number in [0, 1)."""
+    """Checks that `value` is a rate of dropout or zoneout, a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(f"{name} must be a number in [0, 1), got {value!r} of type {type(value).__name__}")
     if not 0 <= value < 1:
@@ -24,26 +29,26 @@ def rate(name: str, value: Any) -> None:
 
 
 def rates(name: str, value: Any) -> None:
-    """Refuses anything but a rate, or a tuple or NamedTuple of rates."""
+    """Checks that `value` is a rate, or a tuple or NamedTuple of rates."""
     parts = jax.tree_util.tree_leaves_with_path(value) if isinstance(value, tuple) else [((), value)]
     for path, part in parts:
         rate(name + jax.tree_util.keystr(path), part)
 
 
 def function(name: str, value: Any) -> None:
-    """Refuses what cannot be called."""
+    """Checks that `value` can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r} of type {type(value).__name__}")
 
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuses anything but one of `choices`."""
+    """Checks that `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def array(name: str, value: Any) -> jax.Array:
-    """`value` as a JAX array; a TypeError that names the argument where it is none."""
+    """`value` as a JAX array, or a TypeError that names the argument."""
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:
@@ -51,7 +56,7 @@ def array(name: str, value: Any) -> jax.Array:
 
 
 def shape(name: str, value: jax.Array, symbols: str, expected: tuple[Any, ...]) -> None:
-    """Refuses an array of another shape than `expected`; `symbols` says how that shape comes about.
+    """Checks that an array has the shape `expected`, which `symbols` gives in symbols.
 
     >>> shape("h_0", jnp.zeros((2, 5)), "(*batch, features)", (2, 4))
     Traceback (most recent call last):
@@ -63,7 +68,7 @@ def shape(name: str, value: jax.Array, symbols: str, expected: tuple[Any, ...]) 
 
 
 def broadcasts(name: str, value: jax.Array, symbols: str, to: tuple[Any, ...]) -> None:
-    """Refuses an array that does not broadcast to the shape `to` by NumPy's rules.
+    """Checks that an array broadcasts to the shape `to` by NumPy's rules.
 
     >>> broadcasts("reset_state", jnp.zeros((2, 4)), "(*batch, features)", (3, 4))
     Traceback (most recent call last):
@@ -75,15 +80,18 @@ def broadcasts(name: str, value: jax.Array, symbols: str, to: tuple[Any, ...]) -
         raise ValueError(f"{name} must broadcast to {symbols} = {tuple(to)}, got shape {value.shape}")
 
 
-def time_is_whole(name: str, value: jax.Array, axis: int) -> None:
-    """Refuses an array whose time axis is sharded over an explicit mesh: one step follows the other."""
+def unsharded_time(name: str, value: jax.Array, axis: int) -> None:
+    """Checks that the time axis of an array is not sharded over an explicit mesh: the steps follow one another."""
     spec = jax.typeof(value).sharding.spec
     if -len(spec) <= axis < len(spec) and spec[axis] is not None:
         raise ValueError(f"{name} must not be sharded over time, its axis {axis % value.ndim}, got {spec}")
 
 
 def weight(name: str, value: Any, symbols: str, ndim: int) -> None:
-    """Refuses what is no array of real numbers with so many axes, none of them empty; `symbols` is the shape wanted."""
+    """Checks that `value` is an array of real numbers with `ndim` axes, none of them empty.
+
+    `symbols` is the expected shape in symbols.
+    """
     if not isinstance(value, jax.Array | np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name} must be an array of JAX or NumPy of shape {symbols}, got {value!r:.100} of type "
@@ -95,9 +103,12 @@ def weight(name: str, value: Any, symbols: str, ndim: int) -> None:
 
 
 def floating(name: str, value: jax.Array | np.ndarray) -> None:
-    """Refuses complex and non-numeric arrays; integers are let through, as they promote to floating point."""
-    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
-        raise TypeError(f"{name} must be real floating point, got dtype {value.dtype}")
+    """Checks that an array is in one of `FLOATS`, or of integers, which promote to floating point."""
+    if value.dtype.name not in FLOATS + _INTEGERS:
+        raise TypeError(
+            f"{name} must be real floating point, got dtype {value.dtype}: expected {', '.join(FLOATS)}, or integers "
+            "of 8 to 64 bits"
+        )
 
 
 def flags(name: str, value: Any) -> jax.Array:
@@ -114,8 +125,21 @@ def flags(name: str, value: Any) -> jax.Array:
     return value != 0
 
 
+def optional_flags(
+    name: str, value: Any, symbols: str, expected: tuple[Any, ...], time_axis: int | None = None
+) -> jax.Array | None:
+    """`flags` of the shape `expected`, whose time axis, if there is one, is not sharded; None if `value` is None."""
+    if value is None:
+        return None
+    value = flags(name, value)
+    if time_axis is not None:
+        unsharded_time(name, value, time_axis)
+    shape(name, value, symbols, expected)
+    return value
+
+
 def lengths(name: str, value: jax.Array, batch: tuple[Any, ...], steps: Any) -> None:
-    """Refuses lengths that are not integers of shape (*batch,) within [0, T]; values only where they are known."""
+    """Checks that lengths are integers of shape (*batch,) in [0, T]; traced values are not checked."""
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
     shape(name, value, "(*batch,)", batch)
@@ -127,13 +151,13 @@ def lengths(name: str, value: jax.Array, batch: tuple[Any, ...], steps: Any) -> 
 
 
 def dtype(name: str, value: Any) -> None:
-    """Refuses anything but a real floating-point dtype, or None."""
-    if value is not None and not jnp.issubdtype(value, jnp.floating):
-        raise TypeError(f"{name} must be a floating-point dtype or None, got {value!r}")
+    """Checks that `value` is one of the dtypes `FLOATS`, or None."""
+    if value is not None and not (jnp.issubdtype(value, jnp.floating) and jnp.dtype(value).name in FLOATS):
+        raise TypeError(f"{name} must be a floating-point dtype or None, one of {', '.join(FLOATS)}, got {value!r}")
 
 
 def param_dtype(value: Any) -> None:
-    """Refuses anything but a real floating-point dtype."""
+    """Checks that `value` is one of the dtypes `FLOATS`."""
     dtype("param_dtype", value)
     if value is None:
         raise TypeError("param_dtype must be a floating-point dtype, got None")

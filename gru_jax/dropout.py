@@ -1,4 +1,4 @@
-"""Masks that layers draw, and what is said where a rate drops nothing."""
+"""The masks of dropout and zoneout, and the warning about a rate that drops nothing."""
 
 import sys
 import warnings
@@ -19,16 +19,16 @@ def dropout_mask(key: jax.Array, rate: float, shape: Sequence[int], dtype: Any =
 
 
 def zoneout_mask(key: jax.Array, rate: Any, state: Any, steps: int) -> Any:
-    """True with probability `rate`, where a unit keeps its old value: (T, *batch, features) for each leaf of a state.
+    """Masks (T, *batch, features), one for each leaf of a state. With probability `rate` an element is True: kept.
 
     Args:
       key: a PRNG key.
-      rate: a number, or for a state of several leaves a tree of numbers like it.
+      rate: a number; or, for a state of several leaves, a tuple of numbers.
       state: a tree of arrays (*batch, features).
       steps: T.
 
     Raises:
-      TypeError: if there are several rates, not one for each leaf.
+      TypeError: if there are several rates, but not one for each leaf.
     """
     leaves, structure = jax.tree.flatten(state)
     rates = jax.tree.leaves(rate) if isinstance(rate, tuple) else [rate] * len(leaves)
@@ -45,7 +45,7 @@ def _bernoulli(key: jax.Array, probability: float, shape: Sequence[int]) -> jax.
 
 
 def warn_of_unused_dropout(dropout: float, num_layers: int) -> None:
-    """Says, where a layer is made, that dropout between layers needs two of them, as PyTorch does."""
+    """Warns, where a layer is made, that dropout needs two layers; PyTorch does the same."""
     if num_layers > 1 or dropout == 0:
         return
     level, frame = 1, sys._getframe(1)

@@ -1,14 +1,14 @@
 """The two recurrences of any cell, made from its step.
 
-1. The states, s_t = step(s_tm1, x_t). Nonlinear.
-2. Their tangents, y_t = J_t y_tm1 + …, where J_t = ∂s_t/∂s_tm1. Linear; the transpose, run against time, is the
+1. The states, s_t = step(s_tm1, x_t). It is nonlinear.
+2. Their tangents, y_t = J_t y_tm1 + …, where J_t = ∂s_t/∂s_tm1. It is linear. Its transpose, run against time, is the
    gradient.
 
-The second needs nothing of the first but the states: the step is linearised again at each of them. What does not depend
-on the state, as x W, is done for all steps at once (`gru_jax.steps`). So is what tangents of the weights add to their
-products with the state; transposed, the gradient of a weight is one product over all steps.
+The second needs only the states of the first: the step is linearised again at each of them. What does not depend on the
+state, such as x W, is computed for all steps at once (`gru_jax.steps`). So are the terms that tangents of the weights
+add to their products with the state; in the transpose, the gradient of a weight is one product over all steps.
 
-A state, an input and parameters are any pytrees. Leaves of integers have no tangent.
+State, input and parameters are any pytrees. Leaves of integers have no tangent.
 """
 
 import functools
@@ -31,9 +31,9 @@ def states(step: Step, reverse: bool, save: bool, params: Any, state_0: State, x
 
     Args:
       step: (params, state, x) to the next state.
-      reverse: run against time: state_0 then precedes the last step.
-      save: whether a derivative keeps the products of the state with weights, so that it need not form them again.
-        Otherwise it keeps nothing but what goes in and comes out.
+      reverse: run against time. state_0 then precedes the last step.
+      save: whether a derivative saves the products of the state with weights, instead of forming them again. Otherwise
+        it saves only the arguments and the results.
       params, state_0: pytrees of arrays.
       xs: a pytree of arrays with a time axis in front, at least one step.
 
@@ -46,20 +46,20 @@ def states(step: Step, reverse: bool, save: bool, params: Any, state_0: State, x
 def _run(
     step: Step, reverse: bool, save: bool, params: Any, state_0: State, xs: Any
 ) -> tuple[State, list[jax.Array] | None]:
-    """The states; and if asked for, the products of the state with weights, both at all steps."""
+    """The states, and with `save` the products of the state with weights, at all steps."""
     staged = StagedStep(step, params, state_0, xs)
     weights = staged.weights(params)
 
     def body(state: State, inputs_t: list[jax.Array]) -> tuple[State, Any]:
-        following, products, _ = staged.advance(weights, inputs_t, state)
-        return following, (following, products if save else None)
+        new, products, _ = staged.advance(weights, inputs_t, state)
+        return new, (new, products if save else None)
 
     return jax.lax.scan(body, state_0, staged.inputs(weights, xs), length=_length(xs), reverse=reverse)[1]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _states_and_products(step: Step, reverse: bool, params: Any, state_0: State, xs: Any) -> tuple[State, Any]:
-    """The states, and the products, which count as constants: `_tangents` knows what they are made of."""
+    """The states and the products. The products have no tangents here: `_tangents` derives these from their factors."""
     return _run(step, reverse, True, params, state_0, xs)
 
 
@@ -77,9 +77,9 @@ def _states_jvp(step: Step, reverse: bool, save: bool, primals: Any, tangents: A
     else:
         hs, saved = states(step, reverse, save, *primals), None
     hs, saved = jax.tree.map(lambda leaf: checkpoint_name(leaf, STATES), (hs, saved))
-    given = jax.tree.map(_given, tangents, is_leaf=_is_zero)
-    # So that a transpose keeps no more than what goes into the function.
-    d_hs = jax.checkpoint(functools.partial(_tangents, step, reverse))(primals, hs, saved, given)
+    nonzero_tangents = jax.tree.map(_none_if_zero, tangents, is_leaf=_is_zero)
+    # So that a transpose saves only the arguments of the function.
+    d_hs = jax.checkpoint(functools.partial(_tangents, step, reverse))(primals, hs, saved, nonzero_tangents)
     leaves, structure = jax.tree.flatten(hs)
     d_leaves = [
         SymbolicZero(jax.typeof(leaf).to_tangent_aval()) if d is None else d
@@ -107,29 +107,29 @@ def _tangents(step: Step, reverse: bool, primals: Any, hs: State, saved: Any, ta
         inputs, before, saved
     )
     terms = staged.terms(factors, d_weights, d_inputs)
-    # What the terms have in them is no tangent of its own within the loop.
+    # Within the loop, tangents that the terms contain must not act again.
     d_inputs = [None if added else d for d, added in zip(d_inputs, staged.are_addends, strict=True)]
     d_weights = [d if beside else None for d, beside in zip(d_weights, staged.beside_products, strict=True)]
 
-    # The step is linearised where its transpose runs: no coefficient is stored.
+    # The transpose linearises the step in its own loop, so that no coefficient is stored.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def body(y_tm1: State, now: Any) -> tuple[State, State]:
-        inputs_t, d_inputs_t, state, saved_t, terms_t = now
+    def body(y_tm1: State, operands_t: Any) -> tuple[State, State]:
+        inputs_t, d_inputs_t, state, saved_t, terms_t = operands_t
 
-        def following(others: Any, inputs_t: Any, state: State, terms_t: Any) -> State:
-            return staged.advance(others, inputs_t, state, matrices=weights, saved=saved_t, terms=terms_t).state
+        def new_state(other_weights: Any, inputs_t: Any, state: State, terms_t: Any) -> State:
+            return staged.advance(other_weights, inputs_t, state, matrices=weights, saved=saved_t, terms=terms_t).state
 
-        nothing = jax.tree.map(jnp.zeros_like, terms_t)
-        _, y_t = _jvp(following, (weights, inputs_t, state, nothing), (d_weights, d_inputs_t, y_tm1, terms_t))
+        zeros = jax.tree.map(jnp.zeros_like, terms_t)
+        _, y_t = _jvp(new_state, (weights, inputs_t, state, zeros), (d_weights, d_inputs_t, y_tm1, terms_t))
         return y_t, y_t
 
-    y_0 = meshes.varied(jax.tree.map(_filled, d_state_0, state_0, is_leaf=_is_none), hs)
-    now = (inputs, d_inputs, before, saved, terms)
-    return jax.lax.scan(body, y_0, now, length=_length(xs), reverse=reverse)[1]
+    y_0 = meshes.mark_varying(jax.tree.map(_zeros_for_none, d_state_0, state_0, is_leaf=_is_none), hs)
+    operands = (inputs, d_inputs, before, saved, terms)
+    return jax.lax.scan(body, y_0, operands, length=_length(xs), reverse=reverse)[1]
 
 
 def _length(xs: Any) -> int | None:
-    """The number of steps, which a loop cannot tell where nothing depends on x; None in an export for any number."""
+    """The number of steps, None if it is symbolic. A loop needs it if nothing within depends on x."""
     steps = jax.tree.leaves(xs)[0].shape[0]
     return steps if isinstance(steps, int) else None
 
@@ -138,19 +138,20 @@ def _length(xs: Any) -> int | None:
 
 
 def _jvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """`jax.jvp` with None for a tangent that is zero, or that does not exist, as of integers."""
+    """`jax.jvp` with None for a tangent that is zero or, for integers, does not exist."""
     leaves, structure = _leaves(primals)
-    moving = {i: d for i, d in enumerate(_leaves(tangents)[0]) if d is not None}
+    nonzero_tangents = {i: d for i, d in enumerate(_leaves(tangents)[0]) if d is not None}
 
-    def of_moving(*values: Any) -> Any:
-        moved = dict(zip(moving, values, strict=True))
-        return f(*jax.tree.unflatten(structure, [moved.get(i, leaf) for i, leaf in enumerate(leaves)]))
+    def restricted(*values: Any) -> Any:
+        """f of the primals that have a tangent."""
+        by_index = dict(zip(nonzero_tangents, values, strict=True))
+        return f(*jax.tree.unflatten(structure, [by_index.get(i, leaf) for i, leaf in enumerate(leaves)]))
 
-    if not moving:
-        out = of_moving()
+    if not nonzero_tangents:
+        out = restricted()
         return out, jax.tree.map(lambda leaf: None, out)
-    out, d_out = jax.jvp(of_moving, [leaves[i] for i in moving], list(moving.values()))
-    return out, jax.tree.map(_given, d_out)
+    out, d_out = jax.jvp(restricted, [leaves[i] for i in nonzero_tangents], list(nonzero_tangents.values()))
+    return out, jax.tree.map(_none_if_zero, d_out)
 
 
 def _leaves(tree: Any) -> tuple[list[Any], Any]:
@@ -165,11 +166,11 @@ def _is_zero(tangent: Any) -> bool:
     return tangent is None or isinstance(tangent, SymbolicZero)
 
 
-def _given(tangent: Any) -> Any:
+def _none_if_zero(tangent: Any) -> Any:
     return None if _is_zero(tangent) or tangent.dtype == jax.dtypes.float0 else tangent
 
 
-def _filled(tangent: Any, primal: jax.Array) -> Any:
+def _zeros_for_none(tangent: Any, primal: jax.Array) -> Any:
     if tangent is None and jnp.issubdtype(primal.dtype, jnp.inexact):
         return jnp.zeros_like(primal)
     return tangent

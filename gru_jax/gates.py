@@ -1,8 +1,8 @@
 """The gate equations, each a pure function of projected inputs and recurrent products.
 
-A gate sees the input ``x_t`` and the state ``h_tm1`` only through affine maps. The functions here take the results of
-those maps, so that one and the same equation serves a single step, a scan (which forms the products of all gates with
-one matrix multiplication) and the linearisation (which forms them for all steps at once)::
+A gate depends on the input ``x_t`` and the state ``h_tm1`` only through affine maps. The functions here take the
+results of those maps. So the same equation serves a single step, a scan, which forms the products of all gates by one
+matrix multiplication, and the linearisation, which forms them for all steps at once::
 
     x_g = x_t W_g + b_g          "projected input of gate g",    shape (..., features)
     h_g = h_tm1 U_g              "recurrent product of gate g",  shape (..., features)

@@ -1,7 +1,7 @@
 """Initial values of a cell's weights, in the form of `jax.nn.initializers`: ``init(key, shape, dtype) -> array``.
 
-A GRU's matrices hold three gates. An initializer of this package or of `jax.nn.initializers` is applied to each gate on
-its own, so that fans and orthogonality mean what they mean for a single matrix, however the gates are stored.
+A GRU's matrices hold three gates. Initializers, those of `jax.nn.initializers` too, are applied to each gate
+separately. So fans and orthogonality refer to the matrix of one gate, however the gates are stored.
 
 `chrono`, `uniform_gate` and `forget_bias` are for the bias of the gate that keeps, ``update_bias_init`` of `cell.init`:
 σ(b) is the share of the state that a step keeps.
@@ -23,7 +23,7 @@ zeros: Initializer = jax.nn.initializers.zeros
 
 
 def is_zeros(init: Initializer | None) -> bool:
-    """Whether an initializer is None or makes zeros without a key, by whatever name: no random stream is needed then.
+    """Whether an initializer is None or makes zeros without a key. Then no random stream is needed.
 
     >>> is_zeros(jax.nn.initializers.constant(0.0)), is_zeros(lecun_normal)
     (True, False)
@@ -33,39 +33,42 @@ def is_zeros(init: Initializer | None) -> bool:
     try:
         with jax.ensure_compile_time_eval():
             return not np.any(init(None, (2, 3), jnp.float32))
-    except Exception:  # whatever a user's initializer raises for want of a key
+    except Exception:  # whatever a user's initializer raises without a key
         return False
 
 
 forget_bias: Initializer = jax.nn.initializers.ones
-"""1, so that a cell starts by keeping: F. Gers et al., Neural Computation 2000; R. Jozefowicz et al., ICML 2015."""
+"""1, so that a fresh cell keeps most of its state.
+
+F. Gers et al., Neural Computation 2000; R. Jozefowicz et al., ICML 2015.
+"""
 
 
 def glorot_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """`jax.nn.initializers.glorot_uniform()`, always the same function: copies are equal, pickles load."""
+    """`jax.nn.initializers.glorot_uniform()` as one function, so that copies are equal and pickles load."""
     return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
 
 
 def lecun_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """`jax.nn.initializers.lecun_normal()`, likewise."""
+    """`jax.nn.initializers.lecun_normal()` as one function."""
     return jax.nn.initializers.lecun_normal()(key, shape, dtype)
 
 
 def orthogonal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """`jax.nn.initializers.orthogonal()`, drawn in float32 for half precision, where JAX has no QR decomposition.
+    """`jax.nn.initializers.orthogonal()`, in float32 for half precision, for which JAX has no QR decomposition.
 
     >>> orthogonal(jax.random.key(0), (3, 3), jnp.bfloat16).dtype
     dtype(bfloat16)
     """
-    return jax.nn.initializers.orthogonal()(key, shape, single_or_wider(dtype)).astype(dtype)
+    return jax.nn.initializers.orthogonal()(key, shape, at_least_float32(dtype)).astype(dtype)
 
 
 def torch_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """U[−1/√H, 1/√H], with which PyTorch begins all weights and biases of a `torch.nn.GRU`.
+    """U[−1/√H, 1/√H], from which PyTorch draws all weights and biases of a `torch.nn.GRU`.
 
-    H is the width of the state, not of what a matrix multiplies: the last axis of one gate's kernel (D, H), recurrent
-    kernel (H, H) and bias (H,). So it is `kernel_init`, `recurrent_kernel_init` and `bias_init` alike. (Of r and z
-    PyTorch has two biases, which are added and each drawn so; here there is one.)
+    H is the width of the state: the last axis of one gate's kernel (D, H), recurrent kernel (H, H) and bias (H,). So it
+    serves as `kernel_init`, `recurrent_kernel_init` and `bias_init`. (PyTorch has two biases for r and two for z, which
+    are added; here there is one.)
 
     Args:
       key: a PRNG key.
@@ -87,9 +90,9 @@ def torch_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
 
 
 def chrono(max_time: int) -> Initializer:
-    """Bias of the update gate for memories as long as `max_time` steps: b_z = ln U[1, max_time − 1].
+    """Bias of the update gate for memories of up to `max_time` steps: b_z = ln U[1, max_time − 1].
 
-    A unit whose update gate stays at σ(b_z) forgets with time constant 1 + exp(b_z), which this spreads uniformly over
+    A unit whose update gate stays at σ(b_z) forgets with the time constant 1 + exp(b_z), which is uniform in
     [2, max_time].
 
     Args:
@@ -102,8 +105,8 @@ def chrono(max_time: int) -> Initializer:
       ValueError: if max_time is below 3.
 
     Reference:
-      C. Tallec, Y. Ollivier: Can recurrent neural networks warp time? ICLR 2018 (arXiv:1804.11188), there for the
-      forget gate of an LSTM; here the GRU's update gate, in the form that keeps, takes its place.
+      C. Tallec, Y. Ollivier: Can recurrent neural networks warp time? ICLR 2018 (arXiv:1804.11188), for the
+      forget gate of an LSTM; here for the update gate of a GRU, which keeps.
 
     >>> b_z = chrono(100)(jax.random.key(0), (1000,))
     >>> bool((b_z >= 0).all() and (b_z <= jnp.log(99.)).all())
@@ -115,7 +118,7 @@ def chrono(max_time: int) -> Initializer:
 
 @dataclasses.dataclass(frozen=True)
 class _Chrono:
-    """What `chrono` returns; a value, equal to its copies."""
+    """The initializer that `chrono` returns. A value, equal to its copies."""
 
     max_time: int
 
@@ -124,10 +127,11 @@ class _Chrono:
 
 
 def uniform_gate(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Bias of a gate that starts spread uniformly: b = −ln(1/u − 1), so σ(b) = u, with u ~ U[1/H, 1 − 1/H].
+    """Bias with which gates are uniform at first: b = −ln(1/u − 1), so σ(b) = u, with u ~ U[1/H, 1 − 1/H].
 
-    As long as its weights do nothing, a unit keeps u of its state: time constants 1/(1 − u) up to H, with the density
-    of a power law. 1 − u is distributed as u is, so that the sign of the gate does not matter; ours keep.
+    As long as the weights have no effect, a unit keeps the share u of its state: the time constants 1/(1 − u) go up to
+    H and follow a power law. 1 − u has the same distribution as u, so it does not matter whether the gate keeps, as
+    ours do, or replaces.
 
     Args:
       key: a PRNG key.
@@ -146,21 +150,21 @@ def uniform_gate(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32)
     True
     """
     least = 1 / max(shape[-1], 2)
-    u = jax.random.uniform(key, shape, single_or_wider(dtype), minval=least, maxval=1 - least)
+    u = jax.random.uniform(key, shape, at_least_float32(dtype), minval=least, maxval=1 - least)
     return jax.scipy.special.logit(u).astype(dtype)
 
 
 def per_gate(init: Initializer, key: jax.Array, rows: int, features: int, dtype: Any, gates: int = 3) -> jax.Array:
-    """A packed matrix (rows, gates·features) whose blocks are drawn from `init` one by one.
+    """A packed matrix (rows, gates·features). `init` draws the block of each gate separately.
 
-    The blocks are drawn by one `vmap`: one compiled decomposition for an orthogonal `init`, not one for each gate.
+    A single `vmap` draws the blocks: so an orthogonal `init` compiles one decomposition, not one for each gate.
     """
     blocks = jax.vmap(lambda k: init(k, (rows, features), dtype))(jax.random.split(key, gates))
     return blocks.transpose(1, 0, 2).reshape(rows, gates * features)
 
 
 def floating_dtype(tree: Any) -> Any:
-    """The promotion of the dtypes of the leaves in floating point; float32 if there are none.
+    """The promotion of the dtypes of the floating-point leaves; float32 if there are none.
 
     >>> floating_dtype({"index": jnp.zeros(2, int), "weight": jnp.zeros(2, jnp.bfloat16)})
     dtype(bfloat16)
@@ -170,13 +174,13 @@ def floating_dtype(tree: Any) -> Any:
 
 
 def cast_floating(tree: Any, dtype: Any) -> Any:
-    """A tree whose leaves in floating point are in `dtype`; the others stay as they are."""
+    """A tree with its floating-point leaves cast to `dtype`. Other leaves are unchanged."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
-def single_or_wider(dtype: Any) -> Any:
-    """float32 for a narrower floating-point dtype, any other as it is: of what must not be computed or kept in less.
+def at_least_float32(dtype: Any) -> Any:
+    """The wider of a floating-point dtype and float32.
 
-    `jnp.promote_types` says the same, but not under ``jax_numpy_dtype_promotion="strict"``.
+    `jnp.promote_types` gives the same, but not under ``jax_numpy_dtype_promotion="strict"``.
     """
     return jnp.dtype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)

@@ -1,4 +1,4 @@
-"""Jaxprs, evaluated equation by equation; and values that are known, whatever they are made of."""
+"""Jaxprs, evaluated equation by equation; and precomputed values that keep their derivatives."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ INLINED = ("jit", "pjit", "closed_call", "core_call")
 
 
 def variables(atoms: Sequence[Any]) -> list[Any]:
-    """Those that are no literals."""
+    """The atoms that are variables, not literals."""
     return [v for v in atoms if not isinstance(v, Literal)]
 
 
@@ -21,60 +21,60 @@ def read(values: Mapping[Any, Any], atom: Any) -> Any:
     return atom.val if isinstance(atom, Literal) else values[atom]
 
 
-def evaluate(called: Any, leaves: Sequence[Any]) -> list[Any]:
-    """The results of a closed jaxpr; what it calls is inlined, compiled functions as well."""
-    jaxpr = called.jaxpr
-    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*called.consts, *leaves), strict=True))
+def evaluate(closed_jaxpr: Any, leaves: Sequence[Any]) -> list[Any]:
+    """The results of a closed jaxpr. The functions that it calls are inlined, compiled ones too."""
+    jaxpr = closed_jaxpr.jaxpr
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed_jaxpr.consts, *leaves), strict=True))
     for equation in jaxpr.eqns:
-        given = [read(values, v) for v in equation.invars]
+        operands = [read(values, v) for v in equation.invars]
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        outs = evaluate(inner, given) if equation.primitive.name in INLINED else bind(equation, given)
+        outs = evaluate(inner, operands) if equation.primitive.name in INLINED else bind(equation, operands)
         values.update(zip(equation.outvars, outs, strict=True))
     return [read(values, v) for v in jaxpr.outvars]
 
 
 def bind(equation: Any, values: list[Any]) -> list[Any]:
-    """The results of an equation of a jaxpr."""
+    """The results of one equation of a jaxpr, for operands with these values."""
     primitive = equation.primitive
     with equation.ctx.manager:
         outs = primitive.bind(*values, **primitive.get_bind_params(equation.params))
     return list(outs) if primitive.multiple_results else [outs]
 
 
-def known(value: jax.Array, of: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
-    """`value`, which is what `of(*operands)` would give, with the derivatives of that.
+def precomputed(value: jax.Array, function: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
+    """`value`, which must be equal to `function(*operands)`, with the derivatives of that.
 
-    A primitive, as partial evaluation takes the body of a `jax.custom_jvp` in its place, here the value alone: a third
-    derivative would be lost.
+    A primitive, not a `jax.custom_jvp`: partial evaluation replaces the latter by its body, here the value alone, so
+    that a third derivative would be lost.
     """
-    return _known_p.bind(value, *operands, of=of)
+    return _precomputed_p.bind(value, *operands, function=function)
 
 
-def _known_jvp(primals: Any, tangents: Any, *, of: Callable[..., jax.Array]) -> tuple[Any, Any]:
-    out, moving = _known_p.bind(*primals, of=of), [type(t) is not ad.Zero for t in tangents[1:]]
-    if not any(moving):
+def _precomputed_jvp(primals: Any, tangents: Any, *, function: Callable[..., jax.Array]) -> tuple[Any, Any]:
+    out = _precomputed_p.bind(*primals, function=function)
+    if all(type(t) is ad.Zero for t in tangents[1:]):
         return out, ad.Zero(jax.typeof(out).to_tangent_aval())
     d_operands = tuple(ad.instantiate_zeros(t) for t in tangents[1:])
-    return out, jax.jvp(of, tuple(primals[1:]), d_operands)[1]
+    return out, jax.jvp(function, tuple(primals[1:]), d_operands)[1]
 
 
-def _known_batch(args: Any, dims: Any, *, of: Callable[..., jax.Array]) -> tuple[Any, int]:
+def _precomputed_batch(args: Any, dims: Any, *, function: Callable[..., jax.Array]) -> tuple[Any, int]:
     size = next(x.shape[axis] for x, axis in zip(args, dims, strict=True) if axis is not None)
     value, axis = args[0], dims[0]
     value = jnp.broadcast_to(value, (size, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0)
 
-    def of_each(*operands: jax.Array) -> jax.Array:
+    def batched(*operands: jax.Array) -> jax.Array:
         if all(axis is None for axis in dims[1:]):
-            one = of(*operands)
+            one = function(*operands)
             return jnp.broadcast_to(one, (size, *one.shape))
-        return jax.vmap(of, in_axes=tuple(dims[1:]))(*operands)
+        return jax.vmap(function, in_axes=tuple(dims[1:]))(*operands)
 
-    return _known_p.bind(value, *args[1:], of=of_each), 0
+    return _precomputed_p.bind(value, *args[1:], function=batched), 0
 
 
-_known_p = Primitive("gru_jax_known")
-_known_p.def_impl(lambda value, *operands, of: value)
-_known_p.def_abstract_eval(lambda value, *operands, of: value)
-mlir.register_lowering(_known_p, lambda ctx, value, *operands, of: [value])
-ad.primitive_jvps[_known_p] = _known_jvp
-batching.primitive_batchers[_known_p] = _known_batch
+_precomputed_p = Primitive("gru_jax_precomputed")
+_precomputed_p.def_impl(lambda value, *operands, function: value)
+_precomputed_p.def_abstract_eval(lambda value, *operands, function: value)
+mlir.register_lowering(_precomputed_p, lambda ctx, value, *operands, function: [value])
+ad.primitive_jvps[_precomputed_p] = _precomputed_jvp
+batching.primitive_batchers[_precomputed_p] = _precomputed_batch

@@ -120,7 +120,7 @@ def keeps(named: dict[str, Any], params: dict[str, Any]) -> bool:
       named: the operands of the states, by name.
       params: the parameters of their primitive.
     """
-    if not config.keep_preactivations or jax.default_backend() != "cpu":
+    if not config.keep_residuals or jax.default_backend() != "cpu":
         return False
     o = Operands(**named)
     count = o.weight_count()

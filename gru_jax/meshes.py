@@ -7,22 +7,24 @@ import jax
 from jax.sharding import AxisType, PartitionSpec, reshard
 
 
-def aligned(xs: jax.Array, params: Any, timed: Any, states: Any, lead: int = 1) -> tuple[jax.Array, Any, Any, Any]:
-    """What goes into a recurrence, sharded alike, where the mesh has explicit axes; otherwise as it is.
+def align_shardings(
+    xs: jax.Array, params: Any, timed: Any, states: Any, time_axes: int = 1
+) -> tuple[jax.Array, Any, Any, Any]:
+    """The operands of a recurrence, sharded alike, if the mesh has explicit axes; otherwise unchanged.
 
-    The batch is sharded as in the first array that says so. Features and weights are gathered, for each step needs all.
+    The batch is sharded as in the first array that shards it. Features and weights are gathered: each step needs all.
 
     Args:
-      xs: (*lead, *batch, in_features).
+      xs: (*time, *batch, in_features).
       params: a tree of arrays without time and batch.
-      timed: a tree of arrays (*lead, *batch, 1).
+      timed: a tree of arrays (*time, *batch, 1).
       states: a tree of arrays (*batch, features).
-      lead: the number of time axes, 1 or 0.
+      time_axes: the number of time axes, 1 or 0.
     """
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return xs, params, timed, states
-    spec: list[Any] = [None] * (xs.ndim - 1 - lead)
-    specs = [_typed_spec(x)[lead:-1] for x in (xs, *jax.tree.leaves(timed))]
+    spec: list[Any] = [None] * (xs.ndim - 1 - time_axes)
+    specs = [_typed_spec(x)[time_axes:-1] for x in (xs, *jax.tree.leaves(timed))]
     specs += [_typed_spec(x)[:-1] for x in jax.tree.leaves(states)]
     for entries in specs:
         for axis, entry in enumerate(entries):
@@ -33,7 +35,7 @@ def aligned(xs: jax.Array, params: Any, timed: Any, states: Any, lead: int = 1) 
         wanted = PartitionSpec(*entries)
         return lambda x: x if _typed_spec(x) == (*wanted, *[None] * (x.ndim - len(wanted))) else reshard(x, wanted)
 
-    timed_place = placed(*[None] * lead, *spec, None)
+    timed_place = placed(*[None] * time_axes, *spec, None)
     return (
         timed_place(xs),
         jax.tree.map(placed(), params),
@@ -42,22 +44,22 @@ def aligned(xs: jax.Array, params: Any, timed: Any, states: Any, lead: int = 1) 
     )
 
 
-def varying(value: jax.Array) -> frozenset[Any]:
+def varying_axes(value: jax.Array) -> frozenset[Any]:
     """The mesh axes of a surrounding `jax.shard_map` along which a value may differ."""
     return jax.typeof(value).manual_axis_type.varying
 
 
-def varied(tree: Any, *others: Any) -> Any:
-    """A tree whose leaves are marked as varying over devices of a `jax.shard_map` wherever any leaf does.
+def mark_varying(tree: Any, *others: Any) -> Any:
+    """A tree whose leaves are marked as varying over the mesh axes over which any leaf, or one of `others`, varies.
 
-    What goes round in a loop must be, from the start, as it comes out.
+    The carry of a loop must have the same type before and after each step.
     """
-    axes = frozenset().union(*map(varying, jax.tree.leaves((tree, others))))
-    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(axes - varying(x))), to="varying"), tree)
+    axes = frozenset().union(*map(varying_axes, jax.tree.leaves((tree, others))))
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(axes - varying_axes(x))), to="varying"), tree)
 
 
 def _typed_spec(x: jax.Array) -> tuple[Any, ...]:
-    """How an explicit mesh shards each axis."""
+    """For each axis of an array, the axes of an explicit mesh over which it is sharded."""
     spec = jax.typeof(x).sharding.spec
     return (*spec, *[None] * (x.ndim - len(spec)))
 

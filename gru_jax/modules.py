@@ -1,7 +1,6 @@
-"""Copies of the modules of Flax's nnx that a function holds.
+"""Copies of the nnx modules to which a function refers.
 
-A module may only be changed by the trace in which it was made, and a change made while tracing would leave tracers in
-it.
+Only the trace in which a module was made may change it, and a change under a trace would leave tracers in it.
 """
 
 import functools
@@ -12,21 +11,21 @@ from typing import Any
 
 
 def with_copies(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with copies, made in the current trace, of the modules and variables that it is or refers to.
+    """`function` with copies, made in the current trace, of the modules and variables to which it refers.
 
-    Found are those that it is, is a method of, closes over, has as a default or as an argument of `functools.partial`,
-    or calls by a global name; also within tuples, lists, dicts and other functions of its file.
+    It refers to a module if it is the module or a method of it, closes over it, has it as a default or as an argument
+    of `functools.partial`, or names it as a global; also within tuples, lists, dicts and other functions of its file.
     """
     return _copied(function, {}) if _holds(function, set()) else function
 
 
 def _is_module(value: Any) -> bool:
-    nnx = sys.modules.get("flax.nnx")  # not imported: there is none
+    nnx = sys.modules.get("flax.nnx")  # if it has not been imported, there are no modules
     return nnx is not None and isinstance(value, nnx.Pytree | nnx.Variable)
 
 
 def _holds(value: Any, seen: set[int]) -> bool:
-    """Whether `value` is a module or refers to one; `seen`: what has been looked at."""
+    """Whether `value` is a module or refers to one. `seen` has the ids of values that were looked at before."""
     if id(value) in seen:
         return False
     seen.add(id(value))
@@ -50,7 +49,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _globals(function: types.FunctionType) -> dict[str, Any]:
-    """The globals that a function names; of functions those of the same file, for others are a library's."""
+    """The globals that a function names; functions only if they are of the same file, since others are a library's."""
 
     def names(code: types.CodeType) -> Iterator[str]:
         yield from code.co_names
@@ -73,7 +72,7 @@ def _is_empty(cell: types.CellType) -> bool:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy of `value` where it holds modules; `memo`: what has been copied, by identity."""
+    """A copy of `value` if it refers to modules, otherwise `value`. `memo` has the copies made before, by id."""
     if id(value) in memo:
         return memo[id(value)]
     if not _holds(value, set()):

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 
 from gru_jax import initializers, meshes
-from gru_jax.cells import Cell, State, as_given
+from gru_jax.cells import Cell, State, base
 from gru_jax.unroll import MaskedStep
-from gru_jax.zoneout import checked as checked_zoneout
+from gru_jax.zoneout import check_zoneout
 
 
 def step(
@@ -19,7 +19,7 @@ def step(
     reset_state: State | None = None,
     zoneout: Any = 0.0,
 ) -> tuple[State, jax.Array]:
-    """One step of a cell, whose arguments have been checked.
+    """One step of a cell. The arguments have been checked.
 
     Args:
       cell: the equations.
@@ -28,33 +28,33 @@ def step(
       inputs: (*batch, in_features), in the dtype of the computation.
       resets: (*batch,) bool, or None.
       reset_state: like carry, or None for zero.
-      zoneout: the rate, or rates like the state; its expectation is taken.
+      zoneout: the rate, or rates in the form of the state; the step takes their expectation.
 
     Returns:
-      The new state, in the dtype and weak type of the old one, so that a scan may carry it, a float32 state through a
-      computation in bfloat16, too; and the output, in the dtype of the computation.
+      The new state, in the dtype and weak type of the old one, so that a scan can carry it, e.g. a float32 state
+      through a computation in bfloat16; and the output, in the dtype of the computation.
     """
-    params, inputs, state_dtype = cell.prepare(params, inputs, "x_t", "(*batch, in_features)")
+    params, inputs, state_dtype = cell.cast(params, inputs)
     like = cell.initial_state(params, inputs.shape[:-1], state_dtype)
-    before, start = (_typed(state, like) for state in (carry, reset_state))
+    rates, _ = check_zoneout(zoneout, None, like, 1)
+    state = base.astype_like(carry, like)
+    reset_state = None if reset_state is None else base.astype_like(reset_state, like)
     resets = None if resets is None else resets[..., None]
-    inputs, params, resets, (before, start) = meshes.aligned(inputs, params, resets, (before, start), lead=0)
-    rates, _ = checked_zoneout(zoneout, None, like, 1)
-    after = MaskedStep(cell, rates)((params, start, None), before, (inputs, None, resets, None))
-    return as_given(after, carry), cell.output(after).astype(initializers.floating_dtype((inputs, params)))
-
-
-def _typed(state: State | None, like: State) -> State | None:
-    return None if state is None else jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), state, like)
+    inputs, params, resets, (state, reset_state) = meshes.align_shardings(
+        inputs, params, resets, (state, reset_state), time_axes=0
+    )
+    new = MaskedStep(cell, rates)((params, reset_state, None), state, (inputs, None, resets, None))
+    output = cell.output(new).astype(initializers.floating_dtype((inputs, params)))
+    return base.restore_types(new, carry), output
 
 
 def cast(params: Any, inputs: jax.Array, dtype: Any) -> tuple[Any, jax.Array]:
-    """Parameters and inputs, where they are in floating point, in `dtype`; as they are if it is None."""
+    """Parameters and inputs with their floating-point leaves in `dtype`; unchanged if it is None."""
     if dtype is None:
         return params, inputs
     return initializers.cast_floating((params, inputs), dtype)
 
 
 def carry_dtype(dtype: Any, param_dtype: Any) -> Any:
-    """The dtype of a fresh state: that of the computation, and float32 where it is narrower."""
-    return initializers.single_or_wider(param_dtype if dtype is None else dtype)
+    """The dtype of a fresh state: that of the computation, or float32 if that is narrower."""
+    return initializers.at_least_float32(param_dtype if dtype is None else dtype)

@@ -1,4 +1,4 @@
-"""What a stack of layers may be told: options that `Stack` and the layers of nnx and linen have in common."""
+"""The options that `Stack` and the layers of nnx and linen have in common."""
 
 import dataclasses
 import inspect
@@ -8,26 +8,26 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-# Not frozen, for a module of linen, which has these fields too, cannot inherit from a frozen dataclass.
+# Not frozen: a linen module inherits these fields, and it cannot inherit from a frozen dataclass.
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Options:
-    """Options of a stack of layers, by keyword.
+    """Options of a stack of layers. They are keywords.
 
     Attributes:
-      num_layers: at least 1; each layer but the first takes the outputs of the one before.
-      bidirectional: whether each layer also runs backwards; its outputs then are (..., 2·features), forward first.
-      dropout: rate at which the outputs of each layer but the last are dropped, a fresh mask for every element.
-      recurrent_dropout: rate at which the state is dropped where it enters the recurrent products; one mask per
+      num_layers: at least 1. Each layer but the first takes the outputs of the one before.
+      bidirectional: whether each layer also runs backwards. Its outputs are then (..., 2·features), forward first.
+      dropout: rate at which the outputs of each layer but the last are dropped, each element by itself.
+      recurrent_dropout: rate at which the state is dropped where it enters the recurrent products, with one mask per
         sequence, layer and direction (Gal & Ghahramani, NeurIPS 2016). For cells whose `step` takes a
         `recurrent_dropout_mask`.
-      zoneout: rate at which units keep their old state; one mask per step, sequence, unit, layer and direction, and its
-        expectation where nothing is random (Krueger et al., ICLR 2017). A number, or for a state of several parts a
-        NamedTuple or tuple of numbers like it.
-      time_major: whether inputs, outputs, mask and resets have time as their first axis instead of behind the batch.
-      dtype: of the computation; the promotion of inputs and parameters if None. The state stays in float32 where it is
-        narrower.
+      zoneout: rate at which units keep their old state, with a mask per step, sequence, unit, layer and direction; if
+        nothing is random, its expectation (Krueger et al., ICLR 2017). A number; or, for a state of several parts, a
+        tuple or NamedTuple of numbers in its form.
+      time_major: whether time is the first axis of inputs, outputs, mask and resets. Otherwise it follows the batch.
+      dtype: of the computation; the promotion of inputs and parameters if None. The state is in float32 if that is
+        wider.
       method: how to run over time, see `gru_jax.unroll`.
-      reverse: whether each layer runs backwards only; its outputs stay beside its inputs.
+      reverse: whether each layer runs backwards only. Its outputs stay beside its inputs.
     """
 
     num_layers: int = 1
@@ -41,24 +41,24 @@ class Options:
     reverse: bool = False
 
 
-NAMES = tuple(field.name for field in dataclasses.fields(Options))
+OPTION_NAMES = tuple(field.name for field in dataclasses.fields(Options))
 
 
 def options_of(value: Any) -> dict[str, Any]:
-    """The options that an object has as attributes, by name."""
-    return {name: getattr(value, name) for name in NAMES}
+    """The options by name, from the attributes of an object."""
+    return {name: getattr(value, name) for name in OPTION_NAMES}
 
 
 def with_signature(*others: inspect.Parameter) -> Callable[[F], F]:
-    """A decorator that shows the fields of `Options`, and others, in place of ``**options`` in a signature."""
+    """A decorator that replaces ``**options`` in a signature by `others` and the fields of `Options`."""
     kind = inspect.Parameter.KEYWORD_ONLY
     fields = dataclasses.fields(Options)
-    shown = [*others, *(inspect.Parameter(f.name, kind, default=f.default, annotation=f.type) for f in fields)]
+    keywords = [*others, *(inspect.Parameter(f.name, kind, default=f.default, annotation=f.type) for f in fields)]
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
         return function
 
     return decorate

@@ -1,4 +1,4 @@
-"""Standard output whose reader may end first, as `head` does."""
+"""Standard output to a reader that may end first, such as `head`."""
 
 import os
 import sys
@@ -6,20 +6,20 @@ from collections.abc import Callable
 
 
 def piped(command: Callable[[], int]) -> int:
-    """The exit status that a command returns; 141, as of other programs, if what reads its output has ended."""
+    """Runs a command and returns its exit status; 141, as other programs do, if the reader of its output has ended."""
     try:
         try:
             return command()
         finally:
-            # What is left in the buffer meets a closed pipe here, and not when the interpreter ends.
+            # So that a closed pipe raises its error here, and not when the interpreter ends.
             print(end="", flush=True)
     except BrokenPipeError:
-        _drop_unread()
+        _discard_unread()
         return 141
 
 
-def _drop_unread() -> None:
-    """Sends what nobody reads any more to nowhere, so that Python does not complain of it at its end."""
+def _discard_unread() -> None:
+    """Sends output that nobody reads to the null device, so that Python does not report it when it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             print(end="", flush=True, file=stream)

@@ -1,7 +1,8 @@
-"""The parameters of any cell in a module of Flax: how they are drawn, and the path of each leaf."""
+"""The parameters of any cell in a Flax module: how they are drawn, and the path of each leaf."""
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,44 +12,69 @@ from gru_jax import initializers
 Path = tuple[str, ...]
 
 
-def drawn(
+def init_params(
     cell: Any, key: jax.Array, in_features: int, features: int, dtype: Any, options: Mapping[str, Any] | None
 ) -> Any:
-    """Fresh parameters of a cell, those in floating point in `dtype`, which an `init` that takes a dtype is given.
+    """Fresh parameters of a cell, whose floating-point leaves are in `dtype`.
 
     Args:
       cell: the equations.
       key: a PRNG key.
       in_features, features: widths of input and state.
-      dtype: of the parameters.
+      dtype: of the parameters. It is passed to a `cell.init` that takes a dtype.
       options: keywords for `cell.init`, none if None.
+
+    Raises:
+      TypeError: if an initializer among the options returns a box, e.g. one of `with_partitioning`.
     """
-    keywords = dict(options or {})
-    if takes(cell.init, "dtype"):
+    keywords = {name: _without_boxes(name, value) for name, value in (options or {}).items()}
+    if accepts_keyword(cell.init, "dtype"):
         keywords.setdefault("dtype", dtype)
-    made = cell.init(key, in_features, features, **keywords)
-    return initializers.cast_floating(made, dtype)
+    return initializers.cast_floating(cell.init(key, in_features, features, **keywords), dtype)
 
 
-def takes(function: Any, keyword: str) -> bool:
-    """Whether a function has such a keyword, or takes any."""
+def _without_boxes(name: str, option: Any) -> Any:
+    """An option of `cell.init`. If it is an initializer, its results are checked.
+
+    A cell packs what several calls of an initializer return, so metadata for a single one of them has no place.
+    """
+    if not callable(option):
+        return option
+
+    @functools.wraps(option)
+    def checked(*args: Any, **keywords: Any) -> Any:
+        made = option(*args, **keywords)
+        # flax.linen.Partitioned and its like; flax.nnx.VariableMetadata.
+        if hasattr(made, "replace_boxed") or hasattr(made, "raw_value"):
+            raise TypeError(
+                f"init_options[{name!r}] must return an array, got a {type(made).__name__}: a layer of any cell has no "
+                "with_partitioning or with_metadata. gru_jax's GRU and GRUCell do, and jax.device_put or "
+                "jax.lax.with_sharding_constraint places the parameters of any layer"
+            )
+        return made
+
+    return checked
+
+
+def accepts_keyword(function: Callable[..., Any], keyword: str) -> bool:
+    """Whether a function takes a keyword, by this name or any."""
     parameters = inspect.signature(function).parameters
     return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def check_init_options(options: Any) -> None:
-    """Refuses anything but keywords, or None."""
+    """Checks that `options` are keywords, or None."""
     if options is not None and not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
         raise TypeError(f"init_options must be a dict of keywords for cell.init, or None, got {options!r:.100}")
 
 
-def by_path(params: Any) -> dict[Path, Any]:
-    """The leaves of parameters by their paths: keys, fields and places, as text.
+def leaves_by_path(params: Any) -> dict[Path, Any]:
+    """The leaves of parameters by path. A path is a tuple of keys, field names and indices, as text.
 
     Raises:
-      ValueError: if two leaves have the same path, as those of a dict with the keys 0 and "0".
+      ValueError: if two leaves have the same path, e.g. in a dict with the keys 0 and "0".
 
-    >>> by_path({"W": 1, "heads": (2, 3)})
+    >>> leaves_by_path({"W": 1, "heads": (2, 3)})
     {('W',): 1, ('heads', '0'): 2, ('heads', '1'): 3}
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -58,16 +84,17 @@ def by_path(params: Any) -> dict[Path, Any]:
     return paths
 
 
-def from_paths(name: str, leaves: Mapping[Path, Any], like: Any, shapes: bool) -> Any:
-    """Parameters like `like` of leaves by path; `name` is what an error calls them.
+def params_from_paths(name: str, leaves: Mapping[Path, Any], like: Any, shapes: bool) -> Any:
+    """Parameters with the structure of `like`, from leaves by path. Errors call them `name`.
 
     Raises:
-      ValueError: if a leaf is missing, there is one too many, or with `shapes` one has another shape; names it.
+      ValueError: if a leaf is missing or not known, or, with `shapes`, has another shape than in `like`; names the
+        leaf.
     """
-    expected = by_path(like)
+    expected = leaves_by_path(like)
     for path in expected.keys() ^ leaves.keys():
-        wanted = "have" if path in expected else "not have"
-        raise ValueError(f"{name} must {wanted} {'/'.join(path)}, got {['/'.join(map(str, p)) for p in leaves]}")
+        verb = "have" if path in expected else "not have"
+        raise ValueError(f"{name} must {verb} {'/'.join(path)}, got {['/'.join(map(str, p)) for p in leaves]}")
     for path, leaf in expected.items():
         got = getattr(leaves[path], "shape", type(leaves[path]).__name__)
         if shapes and got != leaf.shape:

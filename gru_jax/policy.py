@@ -29,7 +29,7 @@ MANY_WEIGHTS = 1 << 17
 
 def saves_products(params: Any, batch: tuple[int, ...]) -> bool:
     """Whether a gradient is faster on a CPU if products of the state with weights are saved for it."""
-    if not config.keep_preactivations or jax.default_backend() != "cpu":
+    if not config.keep_residuals or jax.default_backend() != "cpu":
         return False
     return _few(batch) or _many(params)
 

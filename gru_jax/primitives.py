@@ -88,7 +88,7 @@ def _bind(primitive: Primitive, named: dict[str, Any], **params: Any) -> Any:
         partitioning.prepare(*_PRIMITIVES)
     # Inside shard_map, operands that are equal on all devices must be marked as varying like the others are, so that
     # their gradient is summed over devices.
-    return primitive.bind(*meshes.varied(tuple(named.values())), names=tuple(named), **params)
+    return primitive.bind(*meshes.mark_varying(tuple(named.values())), names=tuple(named), **params)
 
 
 # --- Definitions ------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class Operands(NamedTuple):
     def projected(self) -> Projected:
         """x W + b of each gate, three arrays (T, *group, *batch, H)."""
         bias = None if self.bias is None else self.over_batch(self.bias)
-        return project(self.kernel, bias, self.xs, self.h_0.dtype, lead=1)
+        return project(self.kernel, bias, self.xs, self.h_0.dtype, time_axes=1)
 
     def over_batch(self, bias: jax.Array) -> jax.Array:
         """A bias (*group, K) with batch axes of size 1."""
@@ -301,9 +301,9 @@ def _d_projected(o: Operands, d: Operands) -> Projected | None:
     """The tangent of x W + b, which is linear in each of its factors; None for zero."""
     terms: list[Any] = []
     if d.xs is not None:
-        terms.append(project(o.kernel, None, d.xs, o.h_0.dtype, lead=1))
+        terms.append(project(o.kernel, None, d.xs, o.h_0.dtype, time_axes=1))
     if d.kernel is not None:
-        terms.append(project(d.kernel, None, o.xs, o.h_0.dtype, lead=1))
+        terms.append(project(d.kernel, None, o.xs, o.h_0.dtype, time_axes=1))
     if d.bias is not None:
         terms.append(split(o.over_batch(d.bias)[None].astype(o.h_0.dtype)))
     if not terms:

@@ -1,4 +1,4 @@
-"""What lets `jax.export` write functions whose arguments or results are parameters or states of this package."""
+"""Registration of parameters and states with `jax.export`, so that exported functions may take and return them."""
 
 import contextlib
 from typing import TypeVar
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 def serializable(kind: type[T]) -> type[T]:
-    """Registers a NamedTuple for `Exported.serialize`, by its name here; a decorator of the class.
+    """A class decorator that registers a NamedTuple for `Exported.serialize` under its name in this package.
 
-    Deserialising needs gru_jax imported, as the registration lies here.
+    Deserialising needs gru_jax imported, since that registers the class.
     """
-    # A module that is loaded again finds the name taken; the class that has it stays as good as it was.
+    # A reloaded module finds the name taken. The first class still serves.
     with contextlib.suppress(ValueError):
         export.register_namedtuple_serialization(kind, serialized_name=f"gru_jax.{kind.__name__}")
     return kind

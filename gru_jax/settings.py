@@ -17,17 +17,18 @@ class Config:
       native: whether the native kernels may be used. Environment variable GRU_JAX_NATIVE, 0 or 1; by default 1.
       native_threads: the most threads that a call uses; 0 for all of XLA's. GRU_JAX_NATIVE_THREADS; by default 0.
         Results do not depend on it.
-      keep_preactivations: whether a gradient may keep them, for 16 bytes more a step, sequence and unit, where it is up
-        to a quarter faster: if W and U hold more than 65,536 numbers, or, on the native kernels, if they are no more
-        than 8 MB. GRU_JAX_KEEP_PREACTIVATIONS, 0 or 1; by default 1.
+      keep_residuals: whether a gradient may keep more than inputs and states: the preactivations of a GRU, 16 bytes a
+        step, sequence and unit, or the products of another cell's state with its weights. It does so where that makes
+        it up to a quarter faster: of a GRU if W and U hold more than 65,536 numbers, or, on the native kernels, if the
+        preactivations are no more than 8 MB. GRU_JAX_KEEP_RESIDUALS, 0 or 1; by default 1.
     """
 
     native: bool
     native_threads: int
-    keep_preactivations: bool
+    keep_residuals: bool
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name in ("native", "keep_preactivations") and not isinstance(value, bool):
+        if name in ("native", "keep_residuals") and not isinstance(value, bool):
             raise TypeError(f"{name} must be a bool, got {value!r}")
         if name == "native_threads" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"native_threads must be an integer, 0 or more, got {value!r}")
@@ -43,7 +44,7 @@ def from_environment() -> Config:
         raise ValueError(
             f"the environment variable GRU_JAX_NATIVE_THREADS must be an integer, 0 or more, got {threads!r}"
         )
-    return Config(_switch("GRU_JAX_NATIVE"), int(threads), _switch("GRU_JAX_KEEP_PREACTIVATIONS"))
+    return Config(_switch("GRU_JAX_NATIVE"), int(threads), _switch("GRU_JAX_KEEP_RESIDUALS"))
 
 
 def _switch(variable: str) -> bool:

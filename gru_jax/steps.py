@@ -1,8 +1,8 @@
-"""A cell's step in three stages: what depends on parameters alone, on inputs besides, and on the state.
+"""A cell's step in three stages: what depends on parameters only, what depends on inputs too, and on the state too.
 
-The first is done once, the second for all steps at once, and only the third within the loop over time. In it, products
-of the state with weights are known: their values may be saved, and what a change of the weights adds to them is a
-product over all steps.
+The first stage is computed once, the second for all steps at once, and only the third within the loop over time. The
+products of the state with weights in the third stage are found: so their values can be saved, and the terms that
+tangents of the weights add to them are products over all steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import jax
 from jax.extend.core import Literal, mapped_aval
 
 from gru_jax import jaxprs
-from gru_jax.cells.affine import merges
+from gru_jax.cells.affine import can_merge_axes
 from gru_jax.jaxprs import bind, evaluate, read, variables
 
 State = Any
@@ -22,13 +22,13 @@ Step = Callable[[Any, State, Any], State]
 PARAMS, INPUTS, STATE = range(3)
 
 
-class Advanced(NamedTuple):
+class StepResult(NamedTuple):
     """What `StagedStep.advance` returns.
 
     Attributes:
       state: the next state.
-      products: of the state and weights, in the order in which they are taken.
-      factors: what of the state each is a product of.
+      products: the products of the state with weights, in the order of the step; addends are included.
+      factors: for each product, the factor that depends on the state.
     """
 
     state: State
@@ -37,13 +37,13 @@ class Advanced(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A product within a step of what depends on the state with what depends on parameters alone, and what is added.
+    """A product within a step, of a factor that depends on the state and a matrix that depends on parameters only.
 
     Attributes:
       equation: a `dot_general`.
-      place: of the factor that depends on the state, 0 or 1.
-      result: the variable that holds the product, or the sum.
-      addend: the variable of the inputs that is added to the product and used nowhere else; None if there is none.
+      place: the operand of it that depends on the state, 0 or 1.
+      result: the variable of the product, or of its sum with the addend.
+      addend: a variable of the inputs that is added to the product and used nowhere else; None if there is none.
     """
 
     equation: Any
@@ -58,31 +58,31 @@ class Product(NamedTuple):
 
     @property
     def matrix(self) -> Any:
-        """The variable that does not."""
+        """The variable that does not depend on it."""
         return self.equation.invars[1 - self.place]
 
     def times(self, factor: jax.Array, matrix: jax.Array) -> jax.Array:
-        """The product alone."""
+        """The product, without the addend."""
         return bind(self.equation, [factor, matrix] if self.place == 0 else [matrix, factor])[0]
 
     def at_all_steps(self, factors: jax.Array, matrix: jax.Array) -> jax.Array:
-        """The products of factors that have a time axis in front."""
+        """The products, without addends, of factors with a time axis in front."""
         return product_at_all_steps(self.equation, self.place, factors, matrix)
 
-    def of(self, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None = None) -> jax.Array:
-        """The product, or the sum."""
-        value = self.times(factor, matrix)
-        return value if addend is None else value + addend
+    def value(self, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None = None) -> jax.Array:
+        """The product plus its addend."""
+        product = self.times(factor, matrix)
+        return product if addend is None else product + addend
 
     def saved(self, value: jax.Array, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None) -> jax.Array:
-        """Its value if it is known, with the derivatives that it has."""
+        """The saved value, with its derivatives by factor, matrix and addend."""
         operands = (factor, matrix) if addend is None else (factor, matrix, addend)
-        # Not the method itself: it would be hashed by the equation, which cannot be.
-        return jaxprs.known(value, lambda *given: self.of(*given), *operands)
+        # A lambda, since the bound method would be hashed with the equation, which is not hashable.
+        return jaxprs.precomputed(value, lambda *operands: self.value(*operands), *operands)
 
 
 class StagedStep:
-    """A step at given shapes, as three functions, each of which takes what those before it return.
+    """A step for operands of fixed shapes, as three functions, each of which takes the results of those before it.
 
     ::
 
@@ -101,21 +101,21 @@ class StagedStep:
     """
 
     def __init__(self, step: Step, params: Any, state: State, xs: Any) -> None:
-        now = [jax.typeof(x) for x in jax.tree.leaves(xs)]
+        types_of_xs = [jax.typeof(x) for x in jax.tree.leaves(xs)]
         types = [
             *map(jax.typeof, jax.tree.leaves((params, state))),
-            *(mapped_aval(x.shape[0], 0, x) for x in now),
+            *(mapped_aval(x.shape[0], 0, x) for x in types_of_xs),
         ]
         structure = jax.tree.structure((params, state, xs))
 
-        def flat(*leaves: Any) -> list[Any]:
+        def flat_step(*leaves: Any) -> list[Any]:
             params, state, x = jax.tree.unflatten(structure, leaves)
-            following = step(params, state, x)
-            _check(following, state)
-            return jax.tree.leaves(following)
+            new = step(params, state, x)
+            _check_state(new, state)
+            return jax.tree.leaves(new)
 
-        called = jax.make_jaxpr(flat)(*types)
-        traced = jax.make_jaxpr(lambda *leaves: evaluate(called, leaves))(*types)
+        closed_jaxpr = jax.make_jaxpr(flat_step)(*types)
+        traced = jax.make_jaxpr(lambda *leaves: evaluate(closed_jaxpr, leaves))(*types)
         self._state_structure = jax.tree.structure(state)
         self._consts = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
         counts = [len(jax.tree.leaves(part)) for part in (params, state)]
@@ -126,7 +126,7 @@ class StagedStep:
         self._sort(traced.jaxpr.eqns)
 
     def _sort(self, equations: Sequence[Any]) -> None:
-        """Finds the stage of every equation, and what passes from one stage into another."""
+        """Finds the stage of every equation, and the variables that pass from one stage to another."""
         stage_of: dict[Any, int] = dict.fromkeys((*self._consts, *self._of_params), PARAMS)
         stage_of |= dict.fromkeys(self._of_x, INPUTS) | dict.fromkeys(self._of_state, STATE)
         stages: tuple[list[Any], ...] = ([], [], [])
@@ -144,34 +144,36 @@ class StagedStep:
             [v for e in stage if id(e) not in own for v in variables(e.invars)] for stage in self._stages[INPUTS:]
         )
         state += variables(self._outvars)
-        # In the order in which they are needed.
+        # A dict, to keep the order.
         needed = dict.fromkeys(variables((*inputs, *state, *products)))
         self._weights = [v for v in needed if stage_of[v] == PARAMS]
         self._inputs = [v for v in dict.fromkeys(variables((*state, *products))) if stage_of[v] == INPUTS]
         beside = {*inputs, *state}
         self.beside_products = [v in beside for v in self._weights]
-        """Of each of the weights, whether it is used in anything but products with the state."""
+        """For each of the weights, whether it is used elsewhere than in products with the state."""
         addends = {product.addend for product in self.products}
         self.are_addends = [v in addends for v in self._inputs]
-        """Of each of the inputs, whether it is added to a product, and no more."""
+        """For each of the inputs, whether it is the addend of a product, and used nowhere else."""
 
     def weights(self, params: Any) -> list[jax.Array]:
-        """What the other stages need that depends on parameters alone."""
+        """The first stage: values that depend on parameters only."""
         return self._run(PARAMS, _named(self._of_params, jax.tree.leaves(params)), self._weights)
 
     def inputs(self, weights: list[jax.Array], xs: Any) -> list[jax.Array]:
-        """What the last stage needs at all steps that depends on inputs, not on the state."""
+        """The second stage: values at all steps that depend on inputs, but not on the state."""
         values = self._consts | _named(self._weights, weights)
         timed = _named(self._of_x, jax.tree.leaves(xs))
         steps = next(iter(timed.values())).shape[0]
         for equation in self._stages[INPUTS]:
             axes = [None if isinstance(v, Literal) or v not in timed else 0 for v in equation.invars]
-            given = [read(values if axis is None else timed, v) for v, axis in zip(equation.invars, axes, strict=True)]
+            operands = [
+                read(values if axis is None else timed, v) for v, axis in zip(equation.invars, axes, strict=True)
+            ]
             if equation.primitive.name == "dot_general" and axes.count(0) == 1:
                 place = axes.index(0)
-                outs = [product_at_all_steps(equation, place, given[place], given[1 - place])]
+                outs = [product_at_all_steps(equation, place, operands[place], operands[1 - place])]
             else:
-                outs = jax.vmap(lambda *given, e=equation: bind(e, list(given)), axes, axis_size=steps)(*given)
+                outs = jax.vmap(lambda *values, e=equation: bind(e, list(values)), axes, axis_size=steps)(*operands)
             timed.update(zip(equation.outvars, outs, strict=True))
         return [timed[v] for v in self._inputs]
 
@@ -184,39 +186,36 @@ class StagedStep:
         matrices: list[jax.Array] | None = None,
         saved: list[jax.Array] | None = None,
         terms: list[Any] | None = None,
-    ) -> Advanced:
-        """The next state.
+    ) -> StepResult:
+        """The third stage: the next state.
 
         Args:
-          weights, inputs: of the stages before.
+          weights, inputs: results of the first two stages.
           state: the state before.
-          matrices: weights for the products, if these are to be others.
-          saved: the values of the products, what is added to them included, if they are known.
-          terms: what is to be added to each product besides, or None for nothing.
+          matrices: weights to be used in the products, if others than `weights`.
+          saved: the values of the products, addends included, if they have been saved.
+          terms: for each product a term to be added, or None.
         """
-        known = _named(self._weights, weights) | _named(self._inputs, inputs)
-        known |= _named(self._of_state, jax.tree.leaves(state))
+        values = _named(self._weights, weights) | _named(self._inputs, inputs)
+        values |= _named(self._of_state, jax.tree.leaves(state))
         in_products = self._consts | _named(self._weights, weights if matrices is None else matrices)
         products: list[jax.Array] = []
         factors: list[jax.Array] = []
 
-        def times(product: Product, factor: jax.Array) -> jax.Array:
+        def multiply(product: Product, factor: jax.Array) -> jax.Array:
             k, matrix = len(products), in_products[product.matrix]
-            addend = None if product.addend is None else known[product.addend]
+            addend = None if product.addend is None else values[product.addend]
             operands = factor, matrix, addend
-            value = product.of(*operands) if saved is None else product.saved(saved[k], *operands)
+            value = product.value(*operands) if saved is None else product.saved(saved[k], *operands)
             products.append(value)
             factors.append(factor)
             return value if terms is None or terms[k] is None else value + terms[k]
 
-        out = self._run(STATE, known, self._outvars, times)
-        return Advanced(jax.tree.unflatten(self._state_structure, out), products, factors)
+        out = self._run(STATE, values, self._outvars, multiply)
+        return StepResult(jax.tree.unflatten(self._state_structure, out), products, factors)
 
     def terms(self, factors: list[jax.Array], d_weights: list[Any], d_inputs: list[Any]) -> list[Any]:
-        """What tangents of the weights, and of what is added, are in the tangent of each product, at all steps.
-
-        None where they are nothing.
-        """
+        """For each product the term that tangents of its matrix and addend add to its tangent at all steps, or None."""
         tangents = _named(self._weights, d_weights) | _named(self._inputs, d_inputs)
         terms: list[Any] = []
         for product, factor in zip(self.products, factors, strict=True):
@@ -229,30 +228,31 @@ class StagedStep:
     def _run(
         self,
         stage: int,
-        known: dict[Any, Any],
-        wanted: Sequence[Any],
-        times: Callable[[Product, jax.Array], jax.Array] | None = None,
+        values: dict[Any, Any],
+        outvars: Sequence[Any],
+        multiply: Callable[[Product, jax.Array], jax.Array] | None = None,
     ) -> list[Any]:
-        values = self._consts | known
+        """The values of `outvars` after a stage; `values` has its operands. `multiply` forms the products, if given."""
+        values = self._consts | values
         products = {id(product.equation): product for product in self.products}
         for equation in self._stages[stage]:
-            if times and (product := products.get(id(equation))):
-                values[product.result] = times(product, values[product.factor])
+            if multiply and (product := products.get(id(equation))):
+                values[product.result] = multiply(product, values[product.factor])
             else:
                 outs = bind(equation, [read(values, v) for v in equation.invars])
                 values.update(zip(equation.outvars, outs, strict=True))
-        return [read(values, v) for v in wanted]
+        return [read(values, v) for v in outvars]
 
 
 def product_at_all_steps(equation: Any, place: int, factors: jax.Array, matrix: jax.Array) -> jax.Array:
-    """A `dot_general` of one step, of factors that have a time axis in front, its operand `place`.
+    """The `dot_general` of one step for all steps at once: its operand `place` has a time axis in front.
 
-    Time and batch are one axis where that axis can be none of a mesh: in the gradient of a matrix, XLA on a CPU
+    Time and batch are merged into one axis where no mesh can shard it: in the gradient of a matrix, XLA on a CPU
     contracts one axis up to twice as fast as two, which it first copies into another layout.
     """
     numbers = equation.params["dimension_numbers"]
     (contracted, batch), width = (numbers[0][place], numbers[1][place]), factors.ndim - 2
-    if place == 1 or batch or tuple(contracted) != (width,) or not merges():
+    if place == 1 or batch or tuple(contracted) != (width,) or not can_merge_axes():
         order = (lambda f, m: [f, m]) if place == 0 else (lambda f, m: [m, f])
         return jax.vmap(lambda factor: bind(equation, order(factor, matrix))[0])(factors)
     rows = factors.reshape(-1, factors.shape[-1])
@@ -267,7 +267,7 @@ def product_at_all_steps(equation: Any, place: int, factors: jax.Array, matrix: 
 
 
 def _products(equations: Sequence[Any], outvars: Sequence[Any], stage_of: dict[Any, int]) -> list[Product]:
-    """The products in the last stage of what depends on the state with what depends on parameters alone."""
+    """The products of the third stage that have one factor of the state and one of the parameters."""
     readers: dict[Any, list[Any]] = {v: [None] for v in variables(outvars)}
     for equation in equations:
         for v in variables(equation.invars):
@@ -282,7 +282,7 @@ def _products(equations: Sequence[Any], outvars: Sequence[Any], stage_of: dict[A
 
 
 def _with_addend(product: Product, readers: dict[Any, list[Any]], stage_of: dict[Any, int]) -> Product:
-    """The product and what of the inputs is added to it, if the sum is all that either is used for."""
+    """The product with its addend: an input that is added to it, if neither is used for anything else."""
     reading = readers.get(product.result, [])
     if len(reading) != 1 or reading[0] is None or reading[0].primitive.name not in ("add", "add_any"):
         return product
@@ -300,13 +300,14 @@ def _named(names: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def _check(following: State, state: State) -> None:
+def _check_state(new: State, state: State) -> None:
+    """Checks that the next state has the structure, shapes and dtypes of the state before."""
     like: Any
     got: Any
-    like, got = (jax.tree.structure(tree) for tree in (state, following))
+    like, got = (jax.tree.structure(tree) for tree in (state, new))
     if like != got:
         raise TypeError(f"step must return a state like the one it is given, {like}, got {got}")
-    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(following), strict=True):
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
         like, got = (jax.typeof(leaf).str_short() for leaf in (before, after))
         if (before.shape, before.dtype) != (after.shape, after.dtype):
             raise TypeError(f"step must return a state like the one it is given, {like}, got {got}")

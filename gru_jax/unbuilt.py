@@ -1,4 +1,4 @@
-"""Why the native kernels are not there, and the warning that says so."""
+"""Why the native kernels are missing, and the warning about it."""
 
 import functools
 import importlib
@@ -7,7 +7,7 @@ import warnings
 
 
 def why(error: ImportError) -> str:
-    """Why `gru_jax._native` cannot be imported; an installation that did not build it leaves the reason behind.
+    """Why `gru_jax._native` cannot be imported. An installation that could not build it has recorded the reason.
 
     Args:
       error: what the import raised.
@@ -22,10 +22,10 @@ def why(error: ImportError) -> str:
 
 @functools.cache
 def warn(missing: str) -> None:
-    """Says once in a process that a computation would be faster with the kernels, and how to have them.
+    """Warns, once in a process, that the kernels are missing, and says how to build them.
 
     Args:
-      missing: why they are not there, as from `why`.
+      missing: the reason, as from `why`.
     """
     warnings.warn(
         "gru_jax runs without its native kernels for the CPU, with which this would be up to six times as fast; "

@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, engine, initializers, meshes, policy, primitives
-from gru_jax.cells import GRU, Cell, Packed, State, as_given, check_cell, checked_state
+from gru_jax.cells import GRU, Cell, PackedCell, State, base
 from gru_jax.recurrence import Operands
-from gru_jax.zoneout import Keep, zone_out
-from gru_jax.zoneout import checked as checked_zoneout
+from gru_jax.zoneout import NO_ZONEOUT, LeafZoneout, Zoneout, check_zoneout, zone_out
 
 
 def unroll(
@@ -33,51 +31,52 @@ def unroll(
 ) -> tuple[State, jax.Array]:
     """Runs a cell over time: h_t = step(h_tm1, x_t) for t = 0 … T − 1.
 
-    Where a step is masked, its input reaches neither an output nor a gradient, even if it is NaN. On a mesh with
-    explicit axes the results are sharded over the batch as the inputs are; features and weights are gathered.
+    The input of a masked step reaches neither an output nor a gradient, even if it is NaN. On a mesh with explicit axes
+    the results are sharded over the batch like the inputs; features and weights are gathered.
 
     Args:
-      cell: the equations, e.g. `gru_jax.CUDNN`, another cell of `gru_jax.cells`, or one's own, a subclass of
+      cell: the equations: `gru_jax.CUDNN`, another cell of `gru_jax.cells`, or a user's own subclass of
         `gru_jax.cells.CellBase`.
       params: as from `cell.init`.
       xs: (T, *batch, in_features), time first as in `jax.lax.scan`. T = 0 is allowed.
-      h_0: (*batch, features), or what broadcasts to it, the state with which the call begins, zero if None: that before
-        the first step in the direction of time. For an LSTM `gru_jax.cells.LSTMState` of such.
-      lengths: (*batch,) integers in [0, T]; steps at and after a sequence's length are masked.
-      mask: (T, *batch), bool, or numbers of which those that are not 0, NaN too, are True; where False the step is
-        masked: the state is held and the output is zero. With `lengths`, a step counts where both say so.
-      resets: (T, *batch), as `mask`; where True an episode begins: `reset_state` takes the place of the state before
-        step t. They count at the first step, too, and at steps that `mask` masks, so that no episode leaks into the
-        next, but not beyond a sequence's length.
-      reset_state: like h_0, the state with which an episode begins, zero if None. Without `resets` it does nothing.
-      reverse: run from step T − 1 to step 0; hs[t] stays beside xs[t], and padding stays at the end.
-      method: "scan", plain `lax.scan` under autodiff, the oracle; "fused", the input projection and all of the gradient
-        that is parallel over time hoisted out of the loop, compiled by XLA; "native", the same by C++ kernels, on a CPU
-        and in float32; "auto", native where it can be had, otherwise fused. `gru_jax.lowerings` tells which it is.
-        Other cells have those in `cell.methods`: "scan", "fused", and a minGRU "parallel", an associative scan; "auto"
-        is the faster of the first two (`gru_jax.policy`), or what a minGRU says. By "fused" a gradient keeps inputs and
-        states alone, and products of the state with weights where that is faster on a CPU; a cell's step must be one
-        that `jax.jvp` can differentiate.
-      recurrent_dropout_mask: (*batch, features), a constant that multiplies the state where it enters the recurrent
-        products (Gal & Ghahramani, NeurIPS 2016); for a cell whose `step` takes it, as a GRU's does.
-      zoneout: the rate in [0, 1) at which a unit keeps its old value, whatever the cell says (Krueger et al.,
+      h_0: the state with which the call begins, before the first step in the direction of time: (*batch, features) or
+        an array that broadcasts to it; zero if None. For an LSTM a `gru_jax.cells.LSTMState` of such arrays.
+      lengths: (*batch,) integers in [0, T]. Steps at and after the length of a sequence are masked.
+      mask: (T, *batch), bool, or numbers, which are True if not 0 (so NaN is True). Where False the step is masked: the
+        state stays as it is and the output is zero. With `lengths`, a step runs where both allow it.
+      resets: (T, *batch), like `mask`. Where True an episode begins: `reset_state` takes the place of the state before
+        step t. They act at the first step too, and at steps that `mask` masks, so that no episode leaks into the next;
+        but not at or after the length of a sequence.
+      reset_state: the state with which an episode begins, in the form of h_0; zero if None. Without `resets` it has no
+        effect.
+      reverse: run from step T − 1 to step 0. hs[t] still belongs to xs[t], and padding stays at the end.
+      method: "scan" is plain `lax.scan` under autodiff, the oracle. "fused" does everything that is parallel over time,
+        the input projection and most of the gradient, outside of the loop, in XLA. "native" is the same in C++ kernels,
+        in float32 on a CPU. "auto" is native if it is available, otherwise fused; `gru_jax.lowerings` tells which.
+        Other cells than the GRU have the methods `cell.methods`: "scan", "fused", and a minGRU also "parallel", an
+        associative scan. For them "auto" is the faster of "scan" and "fused" (`gru_jax.policy`), or what a minGRU says.
+        With "fused" a gradient keeps only inputs and states, and, where that is faster on a CPU, products of the state
+        with weights. The cell's step must be differentiable by `jax.jvp`.
+      recurrent_dropout_mask: (*batch, features), a constant by which the state is multiplied where it enters the
+        recurrent products (Gal & Ghahramani, NeurIPS 2016). For cells whose `step` takes it, like the GRU's.
+      zoneout: the rate in [0, 1) at which a unit keeps its old value, whatever the cell computes (Krueger et al.,
         arXiv:1606.01305). Without a mask each step is the expectation, rate · old + (1 − rate) · new, as in evaluation.
-        Of a state of several arrays one rate for all, or one for each, e.g. ``LSTMState(h=0.05, c=0.5)``; arrays of
-        integers in a state take no part. "native" and "parallel" have no zoneout, and "auto" is another method then.
-      zoneout_mask: (T, *batch, features), bool or numbers as `mask`, drawn at the rate: where True the old value is
-        kept. It takes the place of the expectation, so that the rate may be left out. Of a state of several arrays one
-        mask for all, or one for each.
+        For a state of several arrays either one rate for all, or one each, e.g. ``LSTMState(h=0.05, c=0.5)``. Arrays of
+        integers take no part. "native" and "parallel" have no zoneout; "auto" then chooses another method.
+      zoneout_mask: (T, *batch, features), like `mask`, drawn at the rate: where True a unit keeps its old value. It
+        replaces the expectation, so the rate may be left out. For a state of several arrays one mask for all, or one
+        each.
 
     Returns:
       (h_T, hs): the state after the last step in the direction of time, (*batch, features), and the output of every
-      step, (T, *batch, features), which of an LSTM is h. hs has the compute dtype, the promotion of those of xs and
-      params. Within a call the state has it too, or float32 where it is narrower; h_T comes back in the dtype and weak
-      type of h_0, leaf by leaf, if h_0 is given in floating point. So a bfloat16 carry is rounded between calls: an
-      output is off by 0.004 after 200 calls of one step (64 units, initial weights), by 0.01 with `chrono(100)`.
+      step, (T, *batch, features); the output of an LSTM is h. hs has the compute dtype, the promotion of the dtypes of
+      xs and params. Within the call the state has it too, or float32 if that is wider. h_T has the dtype and weak type
+      of h_0, leaf by leaf, if h_0 is given in floating point. So a bfloat16 carry is rounded between calls: an output
+      is off by 0.004 after 200 calls of one step (64 units, initial weights), by 0.01 with `chrono(100)`.
 
     Raises:
-      TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit, time is sharded over an
-        explicit mesh, or a method cannot be had: the message says why.
+      TypeError, ValueError: if a shape, a dtype, or a length whose value is known does not fit; if time is sharded over
+        an explicit mesh; or if the method is not available. The message says why.
 
     >>> import gru_jax
     >>> cell = gru_jax.CUDNN
@@ -86,56 +85,88 @@ def unroll(
     >>> hs.shape, bool((hs[7:, 1] == 0).all()), bool((h_T[1] == hs[6, 1]).all())
     ((10, 2, 4), True, True)
     """
-    check_cell(cell)
-    checks.choice("method", method, tuple(dict.fromkeys(("auto", *cell.methods))))
+    base.check_cell(cell)
+    base.check_method(cell, method)
     xs = checks.array("xs", xs)
-    checks.time_is_whole("xs", xs, 0)
+    checks.unsharded_time("xs", xs, 0)
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape (T, *batch, in_features), got {xs.shape}")
-    params, xs, state_dtype = cell.prepare(params, xs, "xs", "(T, *batch, in_features)")
-    dtype = initializers.floating_dtype((xs, params))
+    params, xs, state_dtype = base.check_and_cast(cell, params, xs, "xs", "(T, *batch, in_features)")
     steps, *batch = xs.shape[:-1]
     zero = cell.initial_state(params, batch, state_dtype)
-    given = zero if h_0 is None else h_0
-    h_0 = checked_state("h_0", given, zero)
-    start = None if reset_state is None else checked_state("reset_state", reset_state, zero)
-    drop = _dropout(cell, recurrent_dropout_mask, zero)
-    rates, zoned = checked_zoneout(zoneout, zoneout_mask, zero, steps)
-    method = _method(cell, method, zoneout=rates is not None or zoned is not None)
-    mask = _flags("mask", mask, xs)
-    resets = _flags("resets", resets, xs)
-    if lengths is not None:
-        lengths = checks.array("lengths", lengths)
-        checks.lengths("lengths", lengths, tuple(batch), steps)
-        counts = within(lengths, steps)[..., None]
-        mask = counts if mask is None else mask & counts
-        resets = None if resets is None else resets & counts
-    if steps == 0:
-        return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), dtype)
-    xs, params, (mask, resets, zoned), (h_0, start, drop) = meshes.aligned(
-        xs, params, (mask, resets, zoned), (h_0, start, drop)
+    original = zero if h_0 is None else h_0
+    h_0 = base.cast_state("h_0", original, zero)
+    reset_state = None if reset_state is None else base.cast_state("reset_state", reset_state, zero)
+    dropout_mask = _dropout_mask(cell, recurrent_dropout_mask, zero)
+    zoneout = check_zoneout(zoneout, zoneout_mask, zero, steps)
+    mask = checks.optional_flags("mask", mask, "(T, *batch)", (steps, *batch), 0)
+    resets = checks.optional_flags("resets", resets, "(T, *batch)", (steps, *batch), 0)
+    mask, resets = apply_lengths("lengths", lengths, mask, resets, (steps, *batch))
+    h_T, hs = run(
+        cell, params, xs, h_0, mask, resets, reset_state, reverse, method, dropout_mask=dropout_mask, zoneout=zoneout
     )
-    h_0 = meshes.varied(h_0, xs, params, mask, resets, zoned, start, drop)
+    return base.restore_types(h_T, original), hs
+
+
+def run(
+    cell: Cell,
+    params: Any,
+    xs: jax.Array,
+    h_0: State,
+    mask: jax.Array | None,
+    resets: jax.Array | None,
+    reset_state: State | None,
+    reverse: bool,
+    method: str,
+    *,
+    dropout_mask: jax.Array | None = None,
+    zoneout: Zoneout = NO_ZONEOUT,
+) -> tuple[State, jax.Array]:
+    """`unroll` without its checks.
+
+    Args:
+      cell, reverse, method: as for `unroll`.
+      params, xs: in the compute dtype, as from `cell.cast`.
+      h_0, reset_state: (*batch, features), in the dtype of the state; reset_state may be None.
+      mask, resets: (T, *batch) bool, lengths included; or None.
+      dropout_mask: recurrent_dropout_mask, (*batch, features), in the dtype of the state; or None.
+      zoneout: as from `check_zoneout`.
+
+    Returns:
+      (h_T, hs), in the dtype of the state and in the compute dtype.
+    """
+    method = _method(cell, method, zoneout != NO_ZONEOUT)
+    dtype = initializers.floating_dtype((xs, params))
+    if xs.shape[0] == 0:
+        return h_0, jnp.zeros((0, *cell.output(h_0).shape), dtype)
+    rates, zoneout_masks = zoneout
+    # With a feature axis, so that they broadcast against states.
+    mask, resets = (None if flags is None else flags[..., None] for flags in (mask, resets))
+    xs, params, (mask, resets, zoneout_masks), (h_0, reset_state, dropout_mask) = meshes.align_shardings(
+        xs, params, (mask, resets, zoneout_masks), (h_0, reset_state, dropout_mask)
+    )
+    h_0 = meshes.mark_varying(h_0, xs, params, mask, resets, zoneout_masks, reset_state, dropout_mask)
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
-    start = None if resets is None else start
-    if isinstance(cell, GRU) and method != "scan" and rates is None and zoned is None:
-        h_T, hs = _gru(cell, params, xs, h_0, drop, mask, resets, start, reverse, method)
+    reset_state = None if resets is None else reset_state
+    if isinstance(cell, GRU) and method != "scan" and zoneout == NO_ZONEOUT:
+        h_T, hs = _gru(cell, params, xs, h_0, dropout_mask, mask, resets, reset_state, reverse, method)
     elif method == "parallel":
-        h_T, hs = _parallel(cell, params, xs, h_0, mask, resets, start, reverse)
+        h_T, hs = _parallel(cell, params, xs, h_0, mask, resets, reset_state, reverse)
     else:
         runs = {"scan": _scan, "fused": _fused, "auto": _auto}
-        h_T, hs = runs[method](MaskedStep(cell, rates), reverse, (params, start, drop), h_0, (xs, mask, resets, zoned))
+        constants, sequences = (params, reset_state, dropout_mask), (xs, mask, resets, zoneout_masks)
+        h_T, hs = runs[method](MaskedStep(cell, rates), reverse, constants, h_0, sequences)
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
-    return as_given(h_T, given), outputs.astype(dtype)
+    return h_T, outputs.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedStep:
-    """A cell's step within a call: at resets from another state, zoned out, and none where it is masked.
+    """The step of a cell within a call: with resets, zoneout and masks.
 
-    It takes (params, reset_state, recurrent_dropout_mask), a state, and (x, mask, reset, zoneout masks), of which all
-    but params and x may be None.
+    It takes (params, reset_state, recurrent_dropout_mask), a state, and (x, mask, reset, zoneout masks) of one step.
+    All but params and x may be None.
 
     Attributes:
       cell: the equations.
@@ -143,51 +174,52 @@ class MaskedStep:
     """
 
     cell: Cell
-    rates: Keep = None
+    rates: LeafZoneout = None
 
-    def __call__(self, params: Any, state: State, now: Any) -> State:
-        params, start, drop = params
-        x_t, mask, reset, zoned = now
-        # The arguments of this package's cells have been checked; another's step is all there is.
-        advance: Any = self.cell.advance if isinstance(self.cell, Packed) else self.cell.step
-        options = {} if drop is None else {"recurrent_dropout_mask": drop}
+    def __call__(self, constants: Any, state: State, inputs: Any) -> State:
+        params, reset_state, dropout_mask = constants
+        x_t, mask, reset, zoneout_masks = inputs
+        # This package's cells check their arguments in `step`, and these have been checked. Another cell has only that.
+        step: Any = self.cell.unchecked_step if isinstance(self.cell, PackedCell) else self.cell.step
+        options = {} if dropout_mask is None else {"recurrent_dropout_mask": dropout_mask}
         zero = jax.tree.map(jnp.zeros_like, state)
-        keep = self.rates if zoned is None else zoned
+        zoneout = self.rates if zoneout_masks is None else zoneout_masks
         if reset is not None:
-            state = jax.tree.map(functools.partial(jnp.where, reset), zero if start is None else start, state)
+            start = zero if reset_state is None else reset_state
+            state = jax.tree.map(functools.partial(jnp.where, reset), start, state)
         if mask is None:
-            return zone_out(keep, state, advance(params, state, x_t, **options))
-        # A state that is held, which may be a NaN, enters no step: there its derivative would be 0 · NaN.
-        held = functools.partial(jax.tree.map, functools.partial(jnp.where, mask))
-        before = held(state, zero)
-        return held(zone_out(keep, before, advance(params, before, x_t, **options)), state)
+            return zone_out(zoneout, state, step(params, state, x_t, **options))
+        # The state of a masked step may be NaN. If it entered the step, its derivative would be 0 · NaN.
+        where_unmasked = functools.partial(jax.tree.map, functools.partial(jnp.where, mask))
+        before = where_unmasked(state, zero)
+        return where_unmasked(zone_out(zoneout, before, step(params, before, x_t, **options)), state)
 
 
-def _scan(step: MaskedStep, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
+def _scan(step: MaskedStep, reverse: bool, constants: Any, h_0: State, sequences: Any) -> tuple[State, jax.Array]:
     """Last state and outputs, step by step: nothing but the cell's step under `lax.scan`."""
 
-    def body(h_tm1: State, now: Any) -> tuple[State, jax.Array]:
-        h_t = step(params, h_tm1, now)
+    def body(h_tm1: State, inputs: Any) -> tuple[State, jax.Array]:
+        h_t = step(constants, h_tm1, inputs)
         return h_t, step.cell.output(h_t)
 
-    return jax.lax.scan(body, h_0, xs, reverse=reverse)
+    return jax.lax.scan(body, h_0, sequences, reverse=reverse)
 
 
 # Compiled, so that eager calls compile it once for every cell.
 _states = jax.jit(engine.states, static_argnums=(0, 1, 2))
 
 
-def _fused(step: MaskedStep, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
+def _fused(step: MaskedStep, reverse: bool, constants: Any, h_0: State, sequences: Any) -> tuple[State, jax.Array]:
     """Last state and outputs, by the two recurrences of `gru_jax.engine`."""
-    save = policy.saves_products(params[0], xs[0].shape[1:-1])
-    hs = _states(step, reverse, save, params, h_0, xs)
+    save = policy.saves_products(constants[0], sequences[0].shape[1:-1])
+    hs = _states(step, reverse, save, constants, h_0, sequences)
     return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], hs), jax.vmap(step.cell.output)(hs)
 
 
-def _auto(step: MaskedStep, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
-    """Last state and outputs, by whichever is faster."""
-    run = _scan if policy.scans(params[0], xs[0].shape[1:-1]) else _fused
-    return run(step, reverse, params, h_0, xs)
+def _auto(step: MaskedStep, reverse: bool, constants: Any, h_0: State, sequences: Any) -> tuple[State, jax.Array]:
+    """Last state and outputs, by the faster of the two."""
+    run_by = _scan if policy.scans(constants[0], sequences[0].shape[1:-1]) else _fused
+    return run_by(step, reverse, constants, h_0, sequences)
 
 
 def _parallel(
@@ -197,11 +229,11 @@ def _parallel(
     h_0: jax.Array,
     mask: jax.Array | None,
     resets: jax.Array | None,
-    start: jax.Array | None,
+    reset_state: jax.Array | None,
     reverse: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Last state and outputs, by the cell's own scan over all steps at once."""
-    hs = cell.parallel(params, xs, h_0, mask, resets, start, reverse)
+    hs = cell.parallel(params, xs, h_0, mask, resets, reset_state, reverse)
     return hs[0 if reverse else -1], hs
 
 
@@ -210,30 +242,43 @@ def _gru(
     params: Any,
     xs: jax.Array,
     h_0: jax.Array,
-    drop: jax.Array | None,
+    dropout_mask: jax.Array | None,
     mask: jax.Array | None,
     resets: jax.Array | None,
-    start: jax.Array | None,
+    reset_state: jax.Array | None,
     reverse: bool,
     method: str,
 ) -> tuple[jax.Array, jax.Array]:
     """Last state and outputs of a GRU, by the primitives of `gru_jax.primitives`."""
     recurrent_bias = None if params.recurrent_bias is None else params.recurrent_bias.astype(h_0.dtype)
-    operands = Operands(
-        xs, h_0, params.kernel, params.recurrent_kernel, params.bias, recurrent_bias, drop, mask, resets, start
-    )
+    weights = (params.kernel, params.recurrent_kernel, params.bias, recurrent_bias)
+    operands = Operands(xs, h_0, *weights, dropout_mask, mask, resets, reset_state)
     hs = primitives.states(operands, cell=cell, reverse=reverse, method=method)
     return hs[0 if reverse else -1], hs
 
 
-def within(lengths: jax.Array, steps: int) -> jax.Array:
-    """Which steps (T, *batch) lie within the lengths (*batch,) of the sequences."""
-    t = jnp.arange(steps).reshape(-1, *[1] * lengths.ndim)
-    return t < lengths.astype(t.dtype)[None]
+def apply_lengths(
+    name: str, lengths: Any, mask: jax.Array | None, resets: jax.Array | None, shape: tuple[Any, ...]
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Mask and resets that hold within the lengths of the sequences only.
+
+    Args:
+      name: what an error calls the lengths.
+      lengths: (*batch,), to be checked; or None.
+      mask, resets: (T, *batch) bool, or None.
+      shape: (T, *batch).
+    """
+    if lengths is None:
+        return mask, resets
+    lengths = checks.array(name, lengths)
+    checks.lengths(name, lengths, shape[1:], shape[0])
+    t = jnp.arange(shape[0]).reshape(-1, *[1] * lengths.ndim)
+    within = t < lengths.astype(t.dtype)[None]
+    return within if mask is None else mask & within, None if resets is None else resets & within
 
 
 def _method(cell: Cell, method: str, zoneout: bool) -> str:
-    """The method that "auto" is; with zoneout only those are left that run the cell's own step."""
+    """What "auto" stands for. Only methods that run the cell's own step have zoneout."""
     chosen = cell.methods[0] if method == "auto" else method
     if not zoneout or chosen in ("auto", "scan", "fused"):
         return chosen
@@ -242,23 +287,13 @@ def _method(cell: Cell, method: str, zoneout: bool) -> str:
     return "fused"
 
 
-def _dropout(cell: Cell, mask: Any, zero: State) -> jax.Array | None:
-    """The recurrent dropout mask, shaped and typed like the output; or None."""
+def _dropout_mask(cell: Cell, mask: Any, zero: State) -> jax.Array | None:
+    """The recurrent dropout mask, checked, with the shape and dtype of the output; or None."""
     if mask is None:
         return None
-    if "recurrent_dropout_mask" not in inspect.signature(cell.step).parameters:
+    if not base.takes_recurrent_dropout(cell):
         raise ValueError(f"recurrent_dropout_mask must be None: the step of {type(cell).__name__} does not take it")
     mask, like = checks.array("recurrent_dropout_mask", mask), cell.output(zero)
     checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", like.shape)
     checks.floating("recurrent_dropout_mask", mask)
     return jax.lax.stop_gradient(mask.astype(like.dtype))
-
-
-def _flags(name: str, value: Any, xs: jax.Array) -> jax.Array | None:
-    """A bool array (T, *batch), with a feature axis added for broadcasting; or None."""
-    if value is None:
-        return None
-    value = checks.flags(name, value)
-    checks.time_is_whole(name, value, 0)
-    checks.shape(name, value, "(T, *batch)", xs.shape[:-1])
-    return value[..., None]

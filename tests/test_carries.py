@@ -259,9 +259,9 @@ def test_the_parts_of_an_lstm_s_state_are_stacked_each():
         assert_same(state, LSTMState(stacked.h[i], jnp.broadcast_to(stacked.c[i], (BATCH, FEATURES))), 0)
         assert state.c.dtype == jnp.bfloat16
     assert_same(
-        carries.joined(states, stacked, zero), LSTMState(*(jnp.stack(part) for part in zip(*states, strict=True))), 0
+        carries.join(states, stacked, zero), LSTMState(*(jnp.stack(part) for part in zip(*states, strict=True))), 0
     )
-    assert carries.joined(states, tuple(states), zero) == tuple(states)
+    assert carries.join(states, tuple(states), zero) == tuple(states)
     with pytest.raises(
         ValueError, match=r"carry must have shape \(layers·directions, \*batch, features\) = \(2, 3, 4\)"
     ):

@@ -80,7 +80,10 @@ def test_layers_of_a_cell_are_the_composition_of_unroll(api, name):
     @jax.jit
     def run():
         grads, results = jax.grad(lambda params: with_loss(theirs(params)), has_aux=True)(layer.params)
-        return layer.gradients(lambda layer: with_loss(ours(layer))), (list(map(parameters.by_path, grads)), results)
+        return layer.gradients(lambda layer: with_loss(ours(layer))), (
+            list(map(parameters.leaves_by_path, grads)),
+            results,
+        )
 
     (grads, results), (expected_grads, expected) = run()
     assert_close(results, expected)

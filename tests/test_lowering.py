@@ -223,7 +223,7 @@ def test_without_the_kernels(monkeypatch):
     ("variable", "value", "message"),
     [
         ("GRU_JAX_NATIVE", "no", "GRU_JAX_NATIVE must be 0 or 1, got 'no'"),
-        ("GRU_JAX_KEEP_PREACTIVATIONS", "", "GRU_JAX_KEEP_PREACTIVATIONS must be 0 or 1, got ''"),
+        ("GRU_JAX_KEEP_RESIDUALS", "", "GRU_JAX_KEEP_RESIDUALS must be 0 or 1, got ''"),
         ("GRU_JAX_NATIVE_THREADS", "-1", "GRU_JAX_NATIVE_THREADS must be an integer, 0 or more, got '-1'"),
     ],
 )
@@ -236,17 +236,17 @@ def test_bad_environment_is_refused(variable, value, message, monkeypatch):
 def test_environment(monkeypatch):
     monkeypatch.setenv("GRU_JAX_NATIVE", "0")
     monkeypatch.setenv("GRU_JAX_NATIVE_THREADS", "3")
-    expected = gru_jax.settings.Config(native=False, native_threads=3, keep_preactivations=True)
+    expected = gru_jax.settings.Config(native=False, native_threads=3, keep_residuals=True)
     assert gru_jax.settings.from_environment() == expected
-    monkeypatch.setenv("GRU_JAX_KEEP_PREACTIVATIONS", "0")
-    assert not gru_jax.settings.from_environment().keep_preactivations
+    monkeypatch.setenv("GRU_JAX_KEEP_RESIDUALS", "0")
+    assert not gru_jax.settings.from_environment().keep_residuals
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "error"),
     [
         ("native", 1, TypeError),
-        ("keep_preactivations", 0, TypeError),
+        ("keep_residuals", 0, TypeError),
         ("native_threads", -1, ValueError),
         ("threads", 2, AttributeError),
     ],

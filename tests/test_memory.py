@@ -56,7 +56,7 @@ def test_gradient_keeps_the_preactivations_of_many_weights(cell, monkeypatch):
     assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
     monkeypatch.setattr(lowering, "KEPT_FROM", 0)
     with monkeypatch.context() as context:
-        context.setattr(gru_jax.config, "keep_preactivations", False)
+        context.setattr(gru_jax.config, "keep_residuals", False)
         assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
     assert kept_per_step(loss, args) == kept
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -90,7 +90,7 @@ def test_a_kernel_keeps_few_preactivations_of_few_weights(cell, monkeypatch):
     assert kept_per_step(loss, args) == kept
     assert kept_per_step(loss_and_args(cell, "fused")[0], args) == [IN_FEATURES, FEATURES]
     with monkeypatch.context() as context:
-        context.setattr(gru_jax.config, "keep_preactivations", False)
+        context.setattr(gru_jax.config, "keep_residuals", False)
         assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
     monkeypatch.setattr(lowering, "KEPT_UP_TO", many * STEPS * BATCH * FEATURES - 1)
     assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]

@@ -1,11 +1,11 @@
-"""Recurrent cells as values: which equations, and the parameters they need; all run by `gru_jax.unroll`.
+"""Recurrent cells as values: their equations and parameters. `gru_jax.unroll` runs all of them.
 
-The GRU is what this package is about; the others are here to be compared with it:
+This package is about the GRU. The other cells are here to be compared with it:
 
 - `LSTM`
-- `Elman`, the simple recurrent network, and `Leaky`, its units with time constants, fixed or learned
+- `Elman`, the simple recurrent network, and `Leaky`, the same with time constants, fixed or learned
 - `MGU`, the minimal gated unit; `UGRNN`, a GRU without reset gate, and `LiGRU`, the same with ReLU
-- `MinGRU`, whose gates see the input alone
+- `MinGRU`, whose gates depend on the input only
 - `RefineGRU`, a GRU with a refine gate
 - `LayerNormGRU`, a GRU with normalised preactivations: `DREAMER`, `BA2016`
 - `BlockGRU` and `DiagonalGRU`, whose recurrent weights are block-diagonal, and diagonal
@@ -15,14 +15,14 @@ The GRU is what this package is about; the others are here to be compared with i
 A cell is a frozen, hashable dataclass with ``init(key, in_features, features) -> params``, ``step(params, state_tm1,
 x_t, *, resets=None, reset_state=None) -> state_t``, ``initial_state(params, batch)``, ``output(state)``, and
 ``gates(params, state_tm1, x_t)``, which returns the values of its gates by name; see `Cell`.
-A gate that interpolates keeps: where a paper's replaces, its weights change sign here.
+A gate that interpolates keeps the state where it is 1. If a paper's gate replaces, its weights change sign here.
 
-Axis legend of this package: T time, *batch any number of batch axes (none too), D in_features, H features, G·H the
+Names of axes in this package: T time, *batch any number of batch axes (or none), D in_features, H features, G·H the
 gates of a cell side by side, 3H those of a GRU in the order r, z, n.
 """
 
 from gru_jax.cells.affine import Projected, lifted, product, project, split
-from gru_jax.cells.base import Cell, CellBase, State, as_given, broadcast_state, check_cell, checked_state
+from gru_jax.cells.base import Cell, CellBase, State
 from gru_jax.cells.block import BlockGRU, BlockParams
 from gru_jax.cells.cfn import CFN
 from gru_jax.cells.diagonal import DiagonalGRU, DiagonalParams
@@ -34,7 +34,7 @@ from gru_jax.cells.lstm import LSTM, LSTMState
 from gru_jax.cells.mgu import MGU
 from gru_jax.cells.mingru import MinGRU, MinGRUParams
 from gru_jax.cells.mut import MUT1, MUT2, MUT3
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 from gru_jax.cells.refine import RefineGRU
 from gru_jax.cells.ugrnn import UGRNN
 
@@ -67,15 +67,11 @@ __all__ = [
     "LiGRU",
     "MinGRU",
     "MinGRUParams",
-    "Packed",
+    "PackedCell",
     "Params",
     "Projected",
     "RefineGRU",
     "State",
-    "as_given",
-    "broadcast_state",
-    "check_cell",
-    "checked_state",
     "lifted",
     "product",
     "project",

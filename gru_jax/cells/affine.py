@@ -1,4 +1,4 @@
-"""Affine maps of packed gates: of inputs, and of states; weights may have been batched by `vmap`."""
+"""Affine maps of packed gates, of inputs and of states. `vmap` may have batched the weights."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,9 @@ Projected = tuple[jax.Array, ...]
 
 
 FEW_ROWS = 64
-"""For no more rows of x than this, and for one step, x W is one product that is split: for a product of each gate its
-part of W would be copied first. One product is 1.2 to 2.5 times as fast for D = H = 64 to 512 and up to 64 rows, and
-0.9 to 1.2 times for 256 (2 cores, AVX2)."""
+"""Up to this number of rows of x, and for one step, x W is one product, which is split. A product for each gate would
+first copy its part of W. One product is 1.2 to 2.5 times as fast for D = H = 64 to 512 and up to 64 rows, and 0.9 to
+1.2 times for 256 (2 cores, AVX2)."""
 
 
 def split(packed: jax.Array, parts: int = 3) -> list[jax.Array]:
@@ -24,26 +24,26 @@ def split(packed: jax.Array, parts: int = 3) -> list[jax.Array]:
 
 
 def project(
-    kernel: jax.Array, bias: jax.Array | None, x: jax.Array, dtype: Any, lead: int = 0, parts: int = 3
+    kernel: jax.Array, bias: jax.Array | None, x: jax.Array, dtype: Any, time_axes: int = 0, parts: int = 3
 ) -> Projected:
     """The projected input x W + b of each gate.
 
     Args:
       kernel: W, (*group, D, parts·H); see `product` for the group axes.
       bias: b, (*group, *batch, parts·H), broadcastable; or None.
-      x: (*lead, *group, *batch, D).
+      x: (*time, *group, *batch, D).
       dtype: of the result.
-      lead: the number of axes of x before the group axes.
+      time_axes: the number of axes of x before the group axes.
       parts: the number of gates.
 
     Returns:
-      An array (*lead, *group, *batch, H) for each gate.
+      An array (*time, *group, *batch, H) for each gate.
     """
     rows = math.prod(x.shape[:-1])
-    if lead == 0 or (isinstance(rows, int) and rows <= FEW_ROWS):  # no int in an export for any size
-        projected = split(product(x, kernel, lead, dtype), parts)
+    if time_axes == 0 or (isinstance(rows, int) and rows <= FEW_ROWS):  # no int in an export for any size
+        projected = split(product(x, kernel, time_axes, dtype), parts)
     else:
-        projected = [product(x, kernel_g, lead, dtype) for kernel_g in split(kernel, parts)]
+        projected = [product(x, kernel_g, time_axes, dtype) for kernel_g in split(kernel, parts)]
     if bias is not None:
         biases = split(lifted(bias, x.ndim).astype(dtype), parts)
         projected = [x_g + bias_g for x_g, bias_g in zip(projected, biases, strict=True)]
@@ -56,25 +56,25 @@ def biased(h_g: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 
 def lifted(x: jax.Array, ndim: int) -> jax.Array:
-    """x with leading axes of size 1 up to `ndim` of them, so that it may meet an array of that rank.
+    """x with leading axes of size 1, so that it has `ndim` axes.
 
-    NumPy would add them by itself, but not under ``jax_numpy_rank_promotion="raise"``.
+    Broadcasting would add them, but not under ``jax_numpy_rank_promotion="raise"``.
     """
     return jax.lax.expand_dims(x, range(ndim - x.ndim))
 
 
-def product(h: jax.Array, kernel: jax.Array, lead: int = 0, dtype: Any = None) -> jax.Array:
+def product(h: jax.Array, kernel: jax.Array, time_axes: int = 0, dtype: Any = None) -> jax.Array:
     """h U in the dtype of U, accumulated in `dtype`.
 
     Args:
-      h: (*lead, *group, *batch, H).
-      kernel: (*group, H, K). Group axes belong to weights that were batched by `vmap`; usually there are none. A group
-        axis may have size 1 in either.
-      lead: the number of axes of h before the group axes.
+      h: (*time, *group, *batch, H).
+      kernel: (*group, H, K). Group axes are those of weights that `vmap` batched; usually there are none. A group axis
+        may have size 1 in either operand.
+      time_axes: the number of axes of h before the group axes.
       dtype: of the result; by default that of h.
 
     Returns:
-      (*lead, *group, *batch, K).
+      (*time, *group, *batch, K).
     """
     dtype = h.dtype if dtype is None else dtype
 
@@ -83,35 +83,37 @@ def product(h: jax.Array, kernel: jax.Array, lead: int = 0, dtype: Any = None) -
         return result.reshape(*h.shape[:-1], kernel.shape[-1])
 
     for group in reversed(range(kernel.ndim - 2)):
-        dot = _over_group(dot, lead, h.shape[lead + group], kernel.shape[group])
+        dot = _over_group(dot, time_axes, h.shape[time_axes + group], kernel.shape[group])
     return dot(h, kernel)
 
 
-def _over_group(dot: Callable[..., jax.Array], lead: int, h_size: int, kernel_size: int) -> Callable[..., jax.Array]:
-    """`dot` mapped over a group axis, of which either operand may have only one."""
+def _over_group(
+    dot: Callable[..., jax.Array], time_axes: int, h_size: int, kernel_size: int
+) -> Callable[..., jax.Array]:
+    """`dot` mapped over a group axis, which may have size 1 in either operand."""
     if h_size == 1 or kernel_size == 1:
-        axes = (lead if h_size > 1 else None, 0 if kernel_size > 1 else None)
+        axes = (time_axes if h_size > 1 else None, 0 if kernel_size > 1 else None)
 
         def squeezed(h: jax.Array, kernel: jax.Array) -> jax.Array:
-            h = h if h_size > 1 else jnp.squeeze(h, lead)
+            h = h if h_size > 1 else jnp.squeeze(h, time_axes)
             kernel = kernel if kernel_size > 1 else jnp.squeeze(kernel, 0)
             if axes == (None, None):
-                return jnp.expand_dims(dot(h, kernel), lead)
-            return jax.vmap(dot, in_axes=axes, out_axes=lead)(h, kernel)
+                return jnp.expand_dims(dot(h, kernel), time_axes)
+            return jax.vmap(dot, in_axes=axes, out_axes=time_axes)(h, kernel)
 
         return squeezed
-    return jax.vmap(dot, in_axes=(lead, 0), out_axes=lead)
+    return jax.vmap(dot, in_axes=(time_axes, 0), out_axes=time_axes)
 
 
 def _rows(h: jax.Array) -> jax.Array:
-    """h (..., H) with its leading axes merged, where no axis of it can be sharded: a merged one would be gathered.
+    """h (..., H) with its leading axes merged, if none can be sharded: a merged axis would be gathered.
 
-    In the gradient of a kernel, XLA on CPU contracts one axis up to twice as fast as time and batch, which it first
+    In the gradient of a kernel, XLA on a CPU contracts one axis up to twice as fast as time and batch, which it first
     copies into another layout.
     """
-    return h.reshape(-1, h.shape[-1]) if merges() else h
+    return h.reshape(-1, h.shape[-1]) if can_merge_axes() else h
 
 
-def merges() -> bool:
-    """Whether no axis can be sharded, so that axes may be merged into one."""
+def can_merge_axes() -> bool:
+    """Whether axes may be merged: whether none can be sharded."""
     return jax.device_count() == 1 and jax.sharding.get_abstract_mesh().empty

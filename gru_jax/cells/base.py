@@ -1,34 +1,36 @@
-"""What `gru_jax.unroll` needs of a cell, and what a cell of one's own inherits; states and their checks."""
+"""What `gru_jax.unroll` needs of a cell, the base class of a user's own cell, and the checks of states."""
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core.primitives import convert_element_type_p
 
 from gru_jax import checks, initializers
 
 State = Any
-"""The state of a cell: an array (*batch, features), or a NamedTuple of such arrays."""
+"""The state of a cell: an array (*batch, features), or another pytree of arrays with the batch axes in front."""
 
 
 @runtime_checkable
 class Cell(Protocol):
-    """A cell, as `gru_jax.unroll` takes it and a type checker sees it: a frozen, hashable value.
+    """A cell as `gru_jax.unroll` takes it, for type checkers: a frozen, hashable value.
 
-    Whoever writes one inherits from `CellBase`, which has all of it but `init` and `step`.
+    `CellBase` implements all of it but `init` and `step`.
     """
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods of `unroll` that there are for the cell; the first is what "auto" stands for."""
+        """The methods of `unroll` that the cell has. "auto" stands for the first."""
         ...
 
     @property
     def update_gate(self) -> str:
-        """The name of the gate that holds the state where it is 1; empty where there is none."""
+        """The name of the gate that keeps the state where it is 1; empty if there is none."""
         ...
 
     def init(self, key: jax.Array, in_features: int, features: int, /) -> Any:
@@ -36,7 +38,7 @@ class Cell(Protocol):
         ...
 
     def step(self, params: Any, state: Any, x: Any, /) -> Any:
-        """The state that follows `state` on input x (*batch, in_features), with any leading batch dimensions."""
+        """The next state, for an input x (*batch, in_features) with any number of batch axes."""
         ...
 
     def initial_state(self, params: Any, batch: Sequence[int], dtype: Any, /) -> Any:
@@ -44,30 +46,47 @@ class Cell(Protocol):
         ...
 
     def output(self, state: Any, /) -> Any:
-        """What a state shows to the outside: (*batch, features)."""
+        """The output that belongs to a state, (*batch, features)."""
         ...
 
     def gates(self, params: Any, state: Any, x: Any, /) -> dict[str, jax.Array]:
-        """The values of the gates by name, at one step."""
+        """The values of the gates at one step, by name."""
         ...
 
     def check(self, params: Any, name: str = "params") -> None:
-        """Refuses what are not parameters of this cell; `name` is what an error calls them."""
+        """Checks that `params` are parameters of this cell. Errors call them `name`."""
         ...
 
-    def prepare(self, params: Any, x: Any, name: str, symbols: str) -> tuple[Any, Any, Any]:
-        """Checks parameters against an input; both in the compute dtype, and the dtype of the state."""
+    def in_features(self, params: Any) -> int | None:
+        """The width of the input, None if the parameters do not tell it."""
+        ...
+
+    def cast(self, params: Any, x: Any) -> tuple[Any, Any, Any]:
+        """Parameters and input in the compute dtype; and the dtype of the state."""
         ...
 
 
 def check_cell(cell: Any) -> None:
-    """Refuses what is no cell; a class of cells is none."""
+    """Checks that `cell` is a cell, and not a class of cells."""
     if not isinstance(cell, Cell) or isinstance(cell, type):
         raise TypeError(f"cell must be a gru_jax.GRU or another of gru_jax.cells, got {type(cell).__name__}")
 
 
+def check_method(cell: Cell, method: Any) -> None:
+    """Checks that `method` is one of the cell's."""
+    checks.choice("method", method, tuple(dict.fromkeys(("auto", *cell.methods))))
+
+
+def takes_recurrent_dropout(cell: Cell) -> bool:
+    """Whether the step of a cell names `recurrent_dropout_mask` among its arguments.
+
+    A step that takes any keyword might ignore the mask, so it does not count.
+    """
+    return "recurrent_dropout_mask" in inspect.signature(cell.step).parameters
+
+
 class CellBase:
-    """Base of a cell of one's own: its equations are all that is to be written.
+    """Base class of a user's own cell. Only the equations are left to write.
 
     A subclass is a frozen dataclass with ``init(key, in_features, features, /)``, which returns any pytree of arrays,
     and ``step(params, state, x, /)``, which returns the next state for x (*batch, in_features), with any leading batch
@@ -97,19 +116,19 @@ class CellBase:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods of `gru_jax.unroll`, the first of which is what "auto" stands for."""
+        """The methods of `gru_jax.unroll` that the cell has. "auto" stands for the first."""
         return ("auto", "scan", "fused")
 
     @property
     def update_gate(self) -> str:
-        """The name of the gate that holds the state where it is 1; empty where there is none."""
+        """The name of the gate that keeps the state where it is 1; empty if there is none."""
         return ""
 
     def initial_state(self, params: Any, batch: Sequence[int], dtype: Any, /) -> Any:
         """A fresh state, zero.
 
         Args:
-          params: the parameters, as from `init`, which says how wide the state is.
+          params: the parameters, as from `init`. Their shapes tell how wide the state is.
           batch: the sizes of the batch axes.
           dtype: of the state.
 
@@ -117,52 +136,79 @@ class CellBase:
           Zeros (*batch, features).
 
         Raises:
-          ValueError: if `init` makes such parameters for no number of features, or for several.
+          ValueError: if `init` makes parameters of these shapes for no number of features, or for several.
         """
         leaves, structure = jax.tree.flatten(params)
         return jnp.zeros((*batch, _features(self, structure, tuple(jnp.shape(leaf) for leaf in leaves))), dtype)
 
     def output(self, state: Any, /) -> jax.Array:
-        """What a state shows to the outside: the state if it is one array, else its first leaf."""
+        """The output that belongs to a state: the state if it is one array, otherwise its first leaf."""
         return jax.tree.leaves(state)[0]
 
     def gates(self, params: Any, state: Any, x: Any, /) -> dict[str, jax.Array]:
-        """The values of the gates by name, at one step; none."""
+        """The values of the gates at one step, by name: none."""
         return {}
 
     def check(self, params: Any, name: str = "params") -> None:
-        """Refuses parameters that are no arrays; `name` is what an error calls them.
+        """Checks that the leaves of `params` are arrays in dtypes that JAX computes in. Errors call them `name`.
 
         Raises:
-          TypeError: if one of them is no array; names that one.
+          TypeError: if a leaf is not; names the leaf.
         """
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            checks.array(name + jax.tree_util.keystr(path), leaf)
+            leaf_name = name + jax.tree_util.keystr(path)
+            is_array = isinstance(leaf, jax.Array | np.ndarray)
+            if is_array and any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+                checks.floating(leaf_name, leaf)
+            checks.array(leaf_name, leaf)
 
-    def prepare(self, params: Any, x: Any, name: str, symbols: str) -> tuple[Any, Any, Any]:
-        """Checks parameters and casts those in floating point, and the input, to the compute dtype.
+    def in_features(self, params: Any) -> int | None:
+        """The width of the input, where the parameters tell it: they do not."""
+        return None
+
+    def cast(self, params: Any, x: Any) -> tuple[Any, Any, Any]:
+        """Parameters and input in the compute dtype; and the dtype of the state.
 
         Args:
           params: the parameters.
-          x: (..., in_features), the input, in floating point or of integers; `name` and `symbols` are what an error
-            calls it and its shape.
+          x: (..., in_features), the input.
 
         Returns:
-          Parameters and input in the compute dtype, the promotion of their dtypes; and the dtype of the state, float32
-          where the compute dtype is narrower. Integers stay as they are.
+          Parameters and input in the promotion of their dtypes, integers as they are; and the dtype of the state, which
+          is the same, or float32 if that is narrower.
+
+        Raises:
+          TypeError: if none of them is in floating point.
         """
-        checks.floating(name, x)
-        self.check(params)
         params = jax.tree.map(jnp.asarray, params)
-        if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (x, *jax.tree.leaves(params))):
-            raise TypeError(f"{name} or params must be floating point, got {x.dtype}")
-        dtype = initializers.floating_dtype((x, params))
-        return *initializers.cast_floating((params, x), dtype), initializers.single_or_wider(dtype)
+        dtype = compute_dtype(params, x)
+        return *initializers.cast_floating((params, x), dtype), initializers.at_least_float32(dtype)
+
+
+def compute_dtype(params: Any, x: jax.Array) -> Any:
+    """The promotion of the dtypes of parameters and input; a TypeError if none of them is floating point."""
+    leaves = (x, *jax.tree.leaves(params))
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        raise TypeError(f"params must be floating point, got {leaves[-1].dtype}")
+    return initializers.floating_dtype(leaves)
+
+
+def check_and_cast(cell: Cell, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, Any, Any]:
+    """Checks parameters and an input (..., in_features) against each other, and casts them; see `CellBase.cast`.
+
+    Errors call the input `name`, and its shape `symbols`.
+    """
+    checks.floating(name, x)
+    cell.check(params)
+    in_features = cell.in_features(params)
+    if in_features is not None:
+        checks.shape(name, x, symbols, (*x.shape[:-1], in_features))
+    return cell.cast(params, x)
 
 
 @functools.lru_cache(maxsize=256)
 def _features(cell: Any, structure: Any, shapes: tuple[tuple[int, ...], ...]) -> int:
-    """For how many features `cell.init` makes parameters of these shapes."""
+    """The number of features for which `cell.init` makes parameters of these shapes."""
     sizes = sorted({size for shape in shapes for size in shape})
     divisors = sorted({d for size in sizes for d in range(1, size) if size % d == 0}.difference(sizes))
     for candidates in (sizes, sizes + divisors):
@@ -176,18 +222,18 @@ def _features(cell: Any, structure: Any, shapes: tuple[tuple[int, ...], ...]) ->
 
 
 def _fits(cell: Any, features: int, structure: Any, shapes: tuple[tuple[int, ...], ...]) -> bool:
-    """Whether `cell.init` makes parameters of these shapes for so many features and inputs of some width."""
+    """Whether `cell.init` makes parameters of these shapes for `features` and some width of the input."""
     one, two = (_shapes(cell, in_features, features) for in_features in (1, 2))
     if one is None or two is None or [len(shape) for shape in one[1]] != [len(shape) for shape in shapes]:
         return False
     axes = zip(*(sum(each, ()) for each in (one[1], two[1], shapes)), strict=True)
-    # Sizes grow with the width of the input in proportion, if at all.
+    # A size is constant, or proportional to the width of the input.
     widths = {1 + (size - first) // (second - first) for first, second, size in axes if second > first} or {1}
     return len(widths) == 1 and _shapes(cell, widths.pop(), features) == (structure, shapes)
 
 
 def _shapes(cell: Any, in_features: int, features: int) -> Any:
-    """Structure and shapes of what `cell.init` makes, or None if it cannot."""
+    """Structure and shapes of the parameters that `cell.init` makes, or None if it raises an error."""
     try:
         made = jax.eval_shape(lambda key: cell.init(key, in_features, features), jax.random.key(0))
     except (TypeError, ValueError, ZeroDivisionError):
@@ -196,41 +242,45 @@ def _shapes(cell: Any, in_features: int, features: int) -> Any:
     return structure, tuple(leaf.shape for leaf in leaves)
 
 
-def checked_state(name: str, state: State, like: State) -> State:
-    """A state, or its parts, of the type of `like`, broadcast to its shape and cast to its dtype."""
-    state = broadcast_state(name, state, like)
-    return jax.tree.map(lambda part, like_part: part.astype(like_part.dtype), state, like)
+def cast_state(name: str, state: State, like: State) -> State:
+    """A state, checked, with the structure, shapes and dtypes of `like`. Errors call it `name`."""
+    return astype_like(broadcast_state(name, state, like), like)
+
+
+def astype_like(state: State, like: State) -> State:
+    """A state with the dtypes of `like`, leaf by leaf."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), state, like)
 
 
 def broadcast_state(name: str, state: State, like: State) -> State:
-    """A state of the structure of `like`, each leaf broadcast to its shape by NumPy's rules, in a dtype of its own."""
-    given: Any = jax.tree.structure(state)
+    """A state, checked, with the structure of `like`; each leaf is broadcast to its shape and keeps its own dtype."""
+    got: Any = jax.tree.structure(state)
     expected: Any = jax.tree.structure(like)
     if jax.tree_util.treedef_is_leaf(expected):
-        return _part(name, state, like)
-    if given != expected:
+        return _broadcast_leaf(name, state, like)
+    if got != expected:
         fields = getattr(like, "_fields", "")
         wanted = f"{type(like).__name__}{fields}" if fields else str(expected)
         raise TypeError(f"{name} must be a {wanted}, got {type(state).__name__}")
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, like_leaf: _part(name + jax.tree_util.keystr(path), leaf, like_leaf), state, like
+        lambda path, leaf, like_leaf: _broadcast_leaf(name + jax.tree_util.keystr(path), leaf, like_leaf), state, like
     )
 
 
-def _part(name: str, value: Any, like: jax.Array) -> jax.Array:
+def _broadcast_leaf(name: str, value: Any, like: jax.Array) -> jax.Array:
     value = checks.array(name, value)
     checks.broadcasts(name, value, "(*batch, features)", like.shape)
     checks.floating(name, value)
     return jnp.broadcast_to(value, like.shape)
 
 
-def as_given(state: State, given: State) -> State:
-    """A state, part by part in the dtype and weak type of `given`; where that is of integers, it stays as it is."""
-    return jax.tree.map(_typed_as, state, given)
+def restore_types(state: State, original: State) -> State:
+    """A state with the dtypes and weak types of `original`, leaf by leaf; unchanged where that is of integers."""
+    return jax.tree.map(_restore_type, state, original)
 
 
-def _typed_as(part: jax.Array, given: Any) -> jax.Array:
-    given = jax.typeof(jnp.asarray(given))
-    if (part.dtype, part.weak_type) == (given.dtype, given.weak_type) or not jnp.issubdtype(given.dtype, jnp.floating):
-        return part
-    return convert_element_type_p.bind(part, new_dtype=given.dtype, weak_type=given.weak_type, sharding=None)
+def _restore_type(leaf: jax.Array, original: Any) -> jax.Array:
+    like = jax.typeof(jnp.asarray(original))
+    if (leaf.dtype, leaf.weak_type) == (like.dtype, like.weak_type) or not jnp.issubdtype(like.dtype, jnp.floating):
+        return leaf
+    return convert_element_type_p.bind(leaf, new_dtype=like.dtype, weak_type=like.weak_type, sharding=None)

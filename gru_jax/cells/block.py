@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gru_jax import checks, gates, initializers
 from gru_jax.cells.affine import biased, project, split
-from gru_jax.cells.packed import Inits, Packed
+from gru_jax.cells.packed import Inits, PackedCell
 from gru_jax.serialization import serializable
 
 
@@ -30,8 +30,8 @@ class BlockParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockGRU(Packed[BlockParams]):
-    """A GRU whose recurrent weights are block-diagonal: `heads` groups of units, each of which sees itself alone.
+class BlockGRU(PackedCell[BlockParams]):
+    """A GRU with block-diagonal recurrent weights: `heads` groups of units, each of which depends on itself only.
 
     ::
 
@@ -39,8 +39,8 @@ class BlockGRU(Packed[BlockParams]):
         n = tanh(x W_n + b_n + r ⊙ (h U_n + c_n))
         h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
 
-    Those are the equations of `gru_jax.CUDNN`, which it is with one head, where U_r, U_z and U_n are of blocks
-    (H/heads, H/heads) on the diagonal. ``update_bias_init`` draws b_z, ``recurrent_kernel_init`` each block.
+    These are the equations of `gru_jax.CUDNN`, where U_r, U_z and U_n consist of blocks (H/heads, H/heads) on the
+    diagonal. With one head it is that GRU. ``update_bias_init`` draws b_z, ``recurrent_kernel_init`` each block.
 
     `BlockParams`, 3 (DH + H²/heads + H) + H of them.
 
@@ -94,7 +94,7 @@ class BlockGRU(Packed[BlockParams]):
 
 
 def draw_blocks(key: jax.Array, heads: int, width: int, inits: Inits, dtype: Any) -> jax.Array:
-    """Recurrent weights (heads, width, 3·width), every block of every gate drawn on its own."""
+    """Draws recurrent weights (heads, width, 3·width), every block of every gate separately."""
     keys = jax.random.split(key, heads)
     return jax.vmap(lambda k: initializers.per_gate(inits.recurrent_kernel, k, width, width, dtype))(keys)
 

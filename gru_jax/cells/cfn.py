@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class CFN(Packed[Params]):
-    """The chaos-free network: without inputs its state decays to zero, however its gates move.
+class CFN(PackedCell[Params]):
+    """The chaos-free network: without inputs its state decays to zero, whatever its gates do.
 
     ::
 
@@ -21,8 +21,8 @@ class CFN(Packed[Params]):
         n = tanh(x W_n + b_n)
         h_t = f ⊙ tanh(h_tm1) + i ⊙ n
 
-    The paper writes θ for f, which keeps, and η for i, and has no b_n: zero is the paper's. ``update_bias_init`` draws
-    b_f.
+    The paper writes θ for f, which keeps, and η for i. It has no b_n; zero gives the paper's network.
+    ``update_bias_init`` draws b_f.
 
     `Params`, 3 (DH + H) + 2 H² of them; gates in the order f, i, n, of which f and i have recurrent weights.
 

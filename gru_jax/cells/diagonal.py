@@ -8,7 +8,7 @@ import jax
 from gru_jax import gates
 from gru_jax.cells.affine import lifted, project, split
 from gru_jax.cells.block import draw_blocks
-from gru_jax.cells.packed import Inits, Packed
+from gru_jax.cells.packed import Inits, PackedCell
 from gru_jax.serialization import serializable
 
 
@@ -28,8 +28,8 @@ class DiagonalParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DiagonalGRU(Packed[DiagonalParams]):
-    """A GRU whose recurrent weights are vectors: units see the input and themselves. Known as IndyGRU, too.
+class DiagonalGRU(PackedCell[DiagonalParams]):
+    """A GRU whose recurrent weights are vectors: a unit depends on the input and on itself. Also called IndyGRU.
 
     ::
 
@@ -37,9 +37,9 @@ class DiagonalGRU(Packed[DiagonalParams]):
         n = tanh(x W_n + u_n ⊙ r ⊙ h + b_n)
         h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
 
-    So the Jacobian ∂h_t/∂h_tm1 is diagonal, which a scan over time in parallel can afford. Whether the reset comes
-    before the product or after it is the same here. ``recurrent_kernel_init`` draws each weight as a matrix (1, 1):
-    orthogonal are 1 and −1. ``update_bias_init`` draws b_z.
+    So the Jacobian ∂h_t/∂h_tm1 is diagonal, and a parallel scan over time is affordable. It makes no difference whether
+    the reset comes before the product or after it. ``recurrent_kernel_init`` draws each weight as a matrix (1, 1); of
+    these 1 and −1 are orthogonal. ``update_bias_init`` draws b_z.
 
     `DiagonalParams`, 3 (DH + 2H) of them.
 

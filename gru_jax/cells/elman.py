@@ -1,4 +1,4 @@
-"""Recurrent networks without gates: Elman's, and leaky units, whose memory fades with a time constant of their own."""
+"""Recurrent networks without gates: Elman's, and leaky units, each with a time constant of its own."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
@@ -9,15 +9,15 @@ import numpy as np
 
 from gru_jax import activations, checks, gates
 from gru_jax.cells.affine import lifted, product, project
-from gru_jax.cells.packed import Inits, Packed, Params
+from gru_jax.cells.packed import Inits, PackedCell, Params
 from gru_jax.serialization import serializable
 
 
 @dataclasses.dataclass(frozen=True)
-class Elman(Packed[Params]):
+class Elman(PackedCell[Params]):
     """The simple recurrent network: h_t = φ(x W + h_tm1 U + b).
 
-    `Params`, DH + H² + H of them. It has no gate that keeps, and no ``update_bias_init``.
+    `Params`, DH + H² + H of them. It has no gate that keeps, so no ``update_bias_init``.
 
     Attributes:
       candidate: φ, elementwise. It must not close over traced values.
@@ -58,7 +58,7 @@ class LeakyParams(NamedTuple):
       kernel: input weights W, (D, H).
       recurrent_kernel: recurrent weights U, (H, H).
       bias: b, (H,), or None.
-      leak: a, (H,), where α = σ(a) is learned; None where time constants are fixed.
+      leak: a, (H,), if α = σ(a) is learned; None if time constants are fixed.
     """
 
     kernel: jax.Array
@@ -68,7 +68,7 @@ class LeakyParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaky(Packed[LeakyParams]):
+class Leaky(PackedCell[LeakyParams]):
     """Leaky units: running averages of a simple recurrent network, each with a time constant of its own.
 
     ::
@@ -76,15 +76,15 @@ class Leaky(Packed[LeakyParams]):
         n = φ(x W + h_tm1 U + b)
         h_t = α ⊙ h_tm1 + (1 − α) ⊙ n          α = 1 − 1/τ, fixed, or α = σ(a), learned
 
-    A unit forgets with time constant τ = 1/(1 − α) steps; in terms of a, τ = 1 + exp(a), as for the gates of the other
-    cells, so that `gru_jax.initializers.chrono` as ``update_bias_init``, which draws a, spreads τ over [2, max_time].
-    (exp(−1/τ), the decay in continuous time, is another α; they agree for large τ.) Special cases: α = 0, τ = 1 is
-    `Elman`; a GRU is leaky with an α of every step's own.
+    A unit forgets with the time constant τ = 1/(1 − α) steps. In terms of a, τ = 1 + exp(a), as for the gates of other
+    cells. So `gru_jax.initializers.chrono` as ``update_bias_init``, which draws a, spreads τ over [2, max_time].
+    (exp(−1/τ), the decay in continuous time, is a different α; the two agree for large τ.) With α = 0, τ = 1 it is
+    `Elman`; a GRU is a leaky unit whose α differs from step to step.
 
-    `LeakyParams`, DH + H² + H of them, and H more where time constants are learned. Its `gates` call α z.
+    `LeakyParams`, DH + H² + H of them, and H more if time constants are learned. `gates` returns α as z.
 
     Attributes:
-      time_constant: τ in steps, at least 1: a number for all units, or a tuple with one for each; None to learn them.
+      time_constant: τ in steps, at least 1: a number for all units, or a tuple with one for each; None to learn τ.
       candidate: φ, elementwise. It must not close over traced values.
 
     Raises:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from gru_jax import activations, checks, gates
 from gru_jax.cells.affine import biased, product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class GRU(Packed[Params]):
+class GRU(PackedCell[Params]):
     """The equations of a gated recurrent unit. Frozen and hashable: a static argument of `jax.jit`.
 
     ::
@@ -91,12 +91,12 @@ class GRU(Packed[Params]):
         Raises:
           TypeError, ValueError: if a shape or dtype does not fit.
         """
-        params, h_tm1, x_t = self.ready(params, h_tm1, x_t, resets, reset_state, name="h_tm1")
+        params, h_tm1, x_t = self.check_step(params, h_tm1, x_t, resets, reset_state, name="h_tm1")
         mask = recurrent_dropout_mask
         if mask is not None:
             checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", h_tm1.shape)
             mask = mask.astype(h_tm1.dtype)
-        return self.advance(params, h_tm1, x_t, recurrent_dropout_mask=mask)
+        return self.unchecked_step(params, h_tm1, x_t, recurrent_dropout_mask=mask)
 
     def gate_values(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 
 from gru_jax import gates
 from gru_jax.cells.affine import biased, lifted, product, split
-from gru_jax.cells.packed import Inits, Packed
+from gru_jax.cells.packed import Inits, PackedCell
 from gru_jax.serialization import serializable
 
 
@@ -21,9 +21,10 @@ class LayerNormParams(NamedTuple):
       kernel: W, (D, 3H).
       recurrent_kernel: U, (H, 3H).
       bias: b, (3H,), added after the norm; or None.
-      recurrent_bias: c_n, (H,), where input and state are normalised separately; None otherwise and without bias.
-      gain: g, (3H,), which multiplies what is normalised; of the input alone where the state has a gain of its own.
-      recurrent_gain: k, (3H,), where input and state are normalised separately; None otherwise.
+      recurrent_bias: c_n, (H,), if input and state are normalised separately; otherwise None, as without bias.
+      gain: g, (3H,), which multiplies the normalised preactivations; if input and state are normalised separately, only
+        those of the input.
+      recurrent_gain: k, (3H,), for those of the state; None if the two are normalised together.
     """
 
     kernel: jax.Array
@@ -35,11 +36,10 @@ class LayerNormParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerNormGRU(Packed[LayerNormParams]):
-    """A GRU that resets after the product, and whose preactivations are normalised to mean 0 and variance 1.
+class LayerNormGRU(PackedCell[LayerNormParams]):
+    """A GRU that resets after the product, with preactivations normalised to mean 0 and variance 1.
 
-    With LN(v) = (v − mean v) / √(var v + ε), over the units of v, input and state are normalised together, as in
-    Dreamer::
+    LN(v) = (v − mean v) / √(var v + ε), over the units of v. Input and state are normalised together, as in Dreamer::
 
         a_r, a_z, a_n = g ⊙ LN(x W + h U) + b                           one norm over all 3H
         r = σ(a_r)      z = σ(a_z − u)      n = tanh(r ⊙ a_n)
@@ -52,16 +52,16 @@ class LayerNormGRU(Packed[LayerNormParams]):
 
     and in both h_t = z ⊙ h_tm1 + (1 − z) ⊙ n. Named special cases: `DREAMER`, `BA2016`.
 
-    In both papers the gate z replaces the state; ours keeps. Its gains and biases g_z, k_z, b_z are minus theirs, while
-    W and U are the same: a norm over several gates would not be the same with the sign of one of them changed.
-    ``update_bias_init`` draws b_z. Of the separate form's two biases of r and z the sum is one here, as in every cell.
+    In both papers the gate z replaces the state; ours keeps. So the gains and biases g_z, k_z, b_z are minus theirs. W
+    and U are the same, since a change of sign in one gate would change a norm over several. ``update_bias_init`` draws
+    b_z. The separate form has two biases for r and for z; here they are one, their sum, as in every cell.
 
     `LayerNormParams`, 3 (DH + H²) + 6H of them; separate, 3 (DH + H²) + 10H.
 
     Attributes:
       separate: whether input and state are normalised separately.
-      update_bias: u, added to what the update gate is made from as the papers write it, where it replaces. So it is
-        subtracted here, and −1, Dreamer's, lets a fresh cell hold more of its state.
+      update_bias: u, added to the preactivation of the papers' update gate, which replaces, so subtracted here. With
+        −1, Dreamer's, a fresh cell keeps more of its state.
       epsilon: ε, added to the variance.
 
     Raises:
@@ -128,7 +128,7 @@ class LayerNormGRU(Packed[LayerNormParams]):
         return {"r": r, "z": jax.nn.sigmoid(p_z + q_z - self.update_bias), "n": n}
 
     def _by_gates_and_candidate(self, a: jax.Array, gain: Any) -> list[jax.Array]:
-        """The preactivations (..., 3H) by gate, of which r and z are normalised together, and n by itself."""
+        """The preactivations (..., 3H) by gate. r and z are normalised together, n by itself."""
         width = 2 * (a.shape[-1] // 3)
         return [
             *split(self._normalised(a[..., :width], gain[:width]), 2),

@@ -12,8 +12,8 @@ from gru_jax.cells.ugrnn import UGRNN
 class LiGRU(UGRNN):
     """The light GRU, for speech: `UGRNN` with a ReLU for φ, n = max(0, x W_n + h U_n + b_n).
 
-    The paper normalises the projections of the inputs over the batch, BN(x W), which keeps the unbounded state in
-    bounds. That is left to the user, as batch statistics are no matter of a single step: normalise the inputs, or take
+    The paper normalises the projections of the inputs over the batch, BN(x W), which keeps the unbounded state within
+    bounds. A step does not know the statistics of a batch, so this is left to the user: normalise the inputs, or take
     `gru_jax.cells.LayerNormGRU`.
 
     Reference:

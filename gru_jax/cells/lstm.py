@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 from gru_jax.serialization import serializable
 
 
@@ -26,7 +26,7 @@ class LSTMState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTM(Packed[Params]):
+class LSTM(PackedCell[Params]):
     """Long short-term memory with a forget gate and without peepholes.
 
     ::
@@ -37,7 +37,7 @@ class LSTM(Packed[Params]):
         h_t = o ⊙ tanh(c_t)
 
     `Params`, 4 (DH + H² + H) of them; gates in the order i, f, g, o, as in PyTorch, whose two biases are one here. The
-    forget gate keeps: f = 1 holds the memory. ``update_bias_init`` draws b_f.
+    forget gate keeps: f = 1 leaves the memory as it is. ``update_bias_init`` draws b_f.
 
     Reference:
       S. Hochreiter, J. Schmidhuber: Long short-term memory, Neural Computation 1997; F. Gers, J. Schmidhuber, F.
@@ -55,18 +55,18 @@ class LSTM(Packed[Params]):
     update_gate: ClassVar[str] = "f"
 
     def init(self, *args: Any, opposed_input_gate: bool = False, **options: Any) -> Params:
-        """Fresh parameters; arguments as for every cell, and one more.
+        """Fresh parameters.
 
         Args:
-          *args, **options: as of `gru_jax.GRU.init`.
-          opposed_input_gate: start the input gate's bias at minus the forget gate's, so that a unit takes in what it
-            forgets, i = 1 − f: the chrono initialisation of an LSTM (Tallec & Ollivier, arXiv:1804.11188).
+          *args, **options: as for `gru_jax.GRU.init`.
+          opposed_input_gate: whether the input gate's bias is minus the forget gate's, so that i = 1 − f at first: the
+            chrono initialisation of an LSTM (Tallec & Ollivier, arXiv:1804.11188).
 
         Returns:
           `Params`.
 
         Raises:
-          TypeError, ValueError: as for every cell, and if there are no biases to oppose.
+          TypeError, ValueError: as `gru_jax.GRU.init`; and if opposed_input_gate is given without biases.
         """
         params = super().init(*args, **options)
         if not opposed_input_gate:

@@ -7,12 +7,12 @@ import jax
 
 from gru_jax import gates
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class MGU(Packed[Params]):
-    """The minimal gated unit: a GRU that resets before the product, and whose one gate does the work of both.
+class MGU(PackedCell[Params]):
+    """The minimal gated unit: a GRU that resets before the product, with a single gate in place of both.
 
     ::
 
@@ -20,8 +20,8 @@ class MGU(Packed[Params]):
         n = tanh(x W_n + ((1 − z) ⊙ h) U_n + b_n)
         h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
 
-    The paper writes f for 1 − z, the gate that replaces the state and resets it for the candidate: its weights W_f,
-    U_f, b_f are minus these W_z, U_z, b_z. Ours keeps, as the update gate of a GRU; ``update_bias_init`` draws b_z.
+    The paper writes f for 1 − z, the gate that replaces the state and resets it for the candidate. Its weights W_f,
+    U_f, b_f are minus our W_z, U_z, b_z. Our gate keeps, like the update gate of a GRU. ``update_bias_init`` draws b_z.
 
     `Params`, 2 (DH + H² + H) of them; gates in the order z, n.
 

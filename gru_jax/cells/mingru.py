@@ -1,4 +1,4 @@
-"""minGRU, whose gate and candidate do not see the state, so that all steps can be taken in parallel."""
+"""minGRU, whose gate and candidate do not depend on the state, so that all steps can be computed in parallel."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gru_jax import initializers
 from gru_jax.cells.affine import project
-from gru_jax.cells.packed import Inits, Packed
+from gru_jax.cells.packed import Inits, PackedCell
 from gru_jax.serialization import serializable
 
 LOG_ZERO = -1e30
@@ -29,8 +29,8 @@ class MinGRUParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MinGRU(Packed[MinGRUParams]):
-    """The minimal GRU, whose gate and candidate depend on the input alone.
+class MinGRU(PackedCell[MinGRUParams]):
+    """The minimal GRU, whose gate and candidate depend on the input only.
 
     ::
 
@@ -38,13 +38,13 @@ class MinGRU(Packed[MinGRUParams]):
         n = g(x W_n + b_n)              g(v) = v + ½ for v ≥ 0, else σ(v); above zero
         h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
 
-    The paper's gate replaces where ours keeps: its z is 1 − z, and its weights W_z, b_z are minus these.
-    ``update_bias_init`` draws b_z. A state h_0 may have any sign (the paper passes one through g first, we do not), and
-    is zero by default.
+    The paper's gate replaces, ours keeps: its z is our 1 − z, and its weights W_z, b_z are minus ours.
+    ``update_bias_init`` draws b_z. h_0 may have any sign (the paper applies g to it first, we do not), and is zero by
+    default.
 
-    The states are linear in h_0, h_t = A_t ⊙ h_0 + B_t, and as g > 0, ln A_t and ln B_t can be had by an associative
-    scan over time, a depth of log T steps (``method="parallel"`` of `gru_jax.unroll`): the paper's log-space form. On a
-    CPU, with few cores to share the more work, ``method="auto"`` is the loop, elsewhere the scan.
+    The states are linear in h_0, h_t = A_t ⊙ h_0 + B_t, and g > 0. So an associative scan over time, of depth log T,
+    computes ln A_t and ln B_t: the paper's log-space form, ``method="parallel"`` of `gru_jax.unroll`. It is more work,
+    and a CPU has few cores to share it: there ``method="auto"`` is the loop, elsewhere the scan.
 
     `MinGRUParams`, 2 (DH + H) of them.
 
@@ -97,7 +97,7 @@ class MinGRU(Packed[MinGRUParams]):
         """All states at once, (T, *batch, features).
 
         Args:
-          params: of the compute dtype, like xs; see `prepare`.
+          params: of the compute dtype, like xs; see `check_and_cast`.
           xs: (T, *batch, in_features), T at least 1.
           h_0: (*batch, features).
           mask, resets: (T, *batch, 1) bool, or None; as of `gru_jax.unroll`.
@@ -115,16 +115,17 @@ class MinGRU(Packed[MinGRUParams]):
             start = jnp.where(reset, 0 if reset_state is None else reset_state[None], start)
         if mask is None:
             return jnp.exp(log_a) * start + jnp.exp(log_b)
-        # Held since the start, which may be a NaN, it is selected: a derivative would multiply it by zero.
-        held = (log_a == 0) & (log_b < LOG_ZERO / 2)
-        return jnp.where(held, start, jnp.exp(log_a) * jnp.where(held, 0, start) + jnp.exp(log_b))
+        # Where all steps so far are masked, the start is selected: it may be NaN, and a derivative would multiply that
+        # by zero.
+        masked = (log_a == 0) & (log_b < LOG_ZERO / 2)
+        return jnp.where(masked, start, jnp.exp(log_a) * jnp.where(masked, 0, start) + jnp.exp(log_b))
 
 
 def _compose(first: Any, second: Any) -> Any:
-    """h ↦ a h + b after another, as (reset, ln a, ln b): where the second resets, its h is reset_state."""
+    """Composes two maps h ↦ a h + b, given as (reset, ln a, ln b). Where the second resets, its h is reset_state."""
     (reset_1, log_a1, log_b1), (reset_2, log_a2, log_b2) = first, second
     if reset_2 is not None:
-        # Before the sum of exponentials, whose derivative at a NaN would be one where nothing depends on it.
+        # Before the sum of exponentials, whose derivative would pass a NaN on even where nothing depends on it.
         log_a1, log_b1 = jnp.where(reset_2, 0, log_a1), jnp.where(reset_2, LOG_ZERO, log_b1)
         reset_1 = reset_1 | reset_2
     return reset_1, log_a1 + log_a2, jnp.logaddexp(log_b2, log_a2 + log_b1)

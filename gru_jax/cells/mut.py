@@ -1,4 +1,4 @@
-"""Three mutants of the GRU, the best of ten thousand architectures that an evolutionary search tried."""
+"""Three mutants of the GRU, the best of ten thousand architectures in an evolutionary search."""
 
 import dataclasses
 from typing import ClassVar
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from gru_jax import gates
 from gru_jax.cells.affine import lifted, product, project, split
 from gru_jax.cells.gru import CHO2014
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class MUT1(Packed[Params]):
-    """MUT1: a GRU that resets before the product, and whose update gate does not see the state.
+class MUT1(PackedCell[Params]):
+    """MUT1: a GRU that resets before the product, and whose update gate does not depend on the state.
 
     ::
 
@@ -22,8 +22,8 @@ class MUT1(Packed[Params]):
         n = tanh((r ⊙ h) U_n + tanh(x W_n) + b_n)
         h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
 
-    The paper has tanh(x) in n, which needs as many inputs as units; W_n = I is the paper's. Its gate z replaces: its
-    weights W_z, b_z are minus these. Ours keeps; ``update_bias_init`` draws b_z.
+    The paper has tanh(x) in n, which needs as many inputs as units; W_n = I gives the paper's cell. Its gate z
+    replaces, so its weights W_z, b_z are minus ours. Our gate keeps. ``update_bias_init`` draws b_z.
 
     `Params`, 3 (DH + H) + 2 H² of them; gates in the order r, z, n, of which r and n have recurrent weights.
 
@@ -52,7 +52,7 @@ class MUT1(Packed[Params]):
 
 
 @dataclasses.dataclass(frozen=True)
-class MUT2(Packed[Params]):
+class MUT2(PackedCell[Params]):
     """MUT2: a GRU that resets before the product.
 
     ::
@@ -61,9 +61,9 @@ class MUT2(Packed[Params]):
         n = tanh((r ⊙ h) U_n + x W_n + b_n)
         h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
 
-    The paper has x itself in r, which needs as many inputs as units; W_r = I is the paper's. With a matrix there the
-    equations are those of `gru_jax.CHO2014`. The paper's gate z replaces: its weights W_z, U_z, b_z are minus these.
-    Ours keeps; ``update_bias_init`` draws b_z.
+    The paper has x itself in r, which needs as many inputs as units; W_r = I gives the paper's cell. With a matrix
+    there the equations are those of `gru_jax.CHO2014`. The paper's gate z replaces, so its weights W_z, U_z, b_z are
+    minus ours. Our gate keeps. ``update_bias_init`` draws b_z.
 
     `Params`, 3 (DH + H² + H) of them; gates in the order r, z, n.
 
@@ -84,8 +84,8 @@ class MUT2(Packed[Params]):
 
 
 @dataclasses.dataclass(frozen=True)
-class MUT3(Packed[Params]):
-    """MUT3: a GRU that resets before the product, and whose update gate sees the tanh of the state.
+class MUT3(PackedCell[Params]):
+    """MUT3: a GRU that resets before the product, and whose update gate depends on the tanh of the state.
 
     ::
 
@@ -93,7 +93,8 @@ class MUT3(Packed[Params]):
         n = tanh((r ⊙ h) U_n + x W_n + b_n)
         h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
 
-    The paper's gate z replaces: its weights W_z, U_z, b_z are minus these. Ours keeps; ``update_bias_init`` draws b_z.
+    The paper's gate z replaces, so its weights W_z, U_z, b_z are minus ours. Our gate keeps. ``update_bias_init`` draws
+    b_z.
 
     `Params`, 3 (DH + H² + H) of them; gates in the order r, z, n.
 

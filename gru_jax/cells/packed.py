@@ -1,4 +1,4 @@
-"""What the cells of this package have in common: parameters packed by gate, their checks and draws, a checked step."""
+"""The base of this package's cells: parameters packed by gate, how they are drawn and checked, and a checked step."""
 
 import functools
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, initializers, meshes
-from gru_jax.cells.base import CellBase, State, checked_state
+from gru_jax.cells.base import CellBase, State, cast_state, check_and_cast, compute_dtype
 from gru_jax.gates import interpolate
 from gru_jax.initializers import Initializer
 from gru_jax.serialization import serializable
@@ -16,16 +16,16 @@ from gru_jax.serialization import serializable
 
 @serializable
 class Params(NamedTuple):
-    """Parameters of a cell whose gates lie side by side, G of them in the order of `cell.order`; a GRU's: r, z, n.
+    """Parameters of a cell with G gates, which lie side by side in the order of `cell.order`; of a GRU r, z, n.
 
-    A pytree: what `cell.init` makes, `unroll` takes and an optimizer updates.
+    A pytree, which `cell.init` returns, `unroll` takes and an optimizer updates.
 
     Attributes:
       kernel: input weights W, (D, G·H).
-      recurrent_kernel: recurrent weights U, (H, G·H), or fewer gates where `cell.recurrent_order` says which.
+      recurrent_kernel: recurrent weights U, (H, G·H); of fewer gates if the cell has a `recurrent_order`.
       bias: input bias b, (G·H,), or None.
-      recurrent_bias: the candidate's recurrent bias c_n, (H,), of cells that reset after the product; None in others
-        and without bias.
+      recurrent_bias: recurrent bias c_n of the candidate, (H,), for cells that reset after the product; None for other
+        cells and without bias.
     """
 
     kernel: jax.Array
@@ -45,7 +45,7 @@ class Params(NamedTuple):
 
 
 class Inits(NamedTuple):
-    """The initializers of a cell; update_bias is None where it does not differ from bias."""
+    """The initializers of a cell. update_bias is None if it is the same as bias."""
 
     kernel: Initializer
     recurrent_kernel: Initializer
@@ -56,17 +56,17 @@ class Inits(NamedTuple):
 P = TypeVar("P")
 
 
-class Packed(CellBase, Generic[P]):
-    """Base of this package's cells: parameters are packed by gate, and each gate is drawn on its own.
+class PackedCell(CellBase, Generic[P]):
+    """Base of this package's cells: parameters are packed by gate, and each gate is drawn separately.
 
-    A cell is its `gate_values`, and its `next_state` where that is no interpolation of z and n. What else a cell has in
-    particular is its `layout`, if there are other parameters than a kernel, a recurrent kernel and a bias.
+    A cell defines `gate_values`; `next_state`, if that does not interpolate by z between the state and n; and `layout`,
+    if it has other parameters than a kernel, a recurrent kernel and a bias.
 
     Attributes:
       order: a letter for each gate, in the order in which they are packed.
-      recurrent_order: of the gates that see the state, where not all of them do.
-      update_gate: the gate that holds the state, whose bias `update_bias_init` draws; empty where there is none.
-      params_type: what `init` returns.
+      recurrent_order: the letters of the gates that have recurrent weights, if not all of them do.
+      update_gate: the gate that keeps the state, whose bias `update_bias_init` draws; empty if there is none.
+      params_type: the type that `init` returns.
     """
 
     order: ClassVar[str]
@@ -75,7 +75,7 @@ class Packed(CellBase, Generic[P]):
     params_type: ClassVar[Any] = Params
 
     def layout(self, in_features: int, features: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The shapes of the parameters that the cell has, biases included, each in symbols and in numbers."""
+        """The shape of each parameter of the cell, biases included: in symbols and in numbers."""
         gates, recurrent = len(self.order), len(self.recurrent_order or self.order)
         width, recurrent_width = (f"{n}·features" if n > 1 else "features" for n in (gates, recurrent))
         return {
@@ -85,15 +85,15 @@ class Packed(CellBase, Generic[P]):
         }
 
     def gate_values(self, params: Any, state: Any, x: Any, /) -> dict[str, jax.Array]:
-        """The gates by name: the equations. Arguments are those of `step`, checked and in the compute dtype."""
+        """The gates by name: the cell's equations. Arguments are those of `step`, checked and in the compute dtype."""
         raise NotImplementedError
 
     def next_state(self, gates: dict[str, jax.Array], state: Any, /) -> Any:
-        """The state that follows, from the gates and the state before: z ⊙ h + (1 − z) ⊙ n."""
+        """The next state, from the gates and the state before: z ⊙ h + (1 − z) ⊙ n."""
         return interpolate(gates["z"], state, gates["n"])
 
-    def advance(self, params: Any, state: Any, x: Any, /, **options: Any) -> Any:
-        """One step without its checks."""
+    def unchecked_step(self, params: Any, state: Any, x: Any, /, **options: Any) -> Any:
+        """`step` without its checks."""
         return self.next_state(self.gate_values(params, state, x, **options), state)
 
     def step(
@@ -105,14 +105,15 @@ class Packed(CellBase, Generic[P]):
         resets: jax.Array | None = None,
         reset_state: Any = None,
     ) -> Any:
-        """One step: the state that follows state_tm1 on input x_t.
+        """One step: the next state, after state_tm1 and the input x_t.
 
         Args:
           params: as from `init`.
-          state_tm1: (*batch, features), or what broadcasts to it, the state before; of an LSTM an `LSTMState` of such.
+          state_tm1: the state before, (*batch, features) or an array that broadcasts to it; of an LSTM an `LSTMState`
+            of such arrays.
           x_t: (*batch, in_features).
-          resets: (*batch,), bool, or a number that is not 0 for True; where True an episode begins, and reset_state
-            takes the place of state_tm1.
+          resets: (*batch,), bool, or numbers, which are True if not 0. Where True an episode begins: reset_state takes
+            the place of state_tm1.
           reset_state: like state_tm1; zero if None.
 
         Returns:
@@ -121,10 +122,10 @@ class Packed(CellBase, Generic[P]):
         Raises:
           TypeError, ValueError: if a shape or dtype does not fit.
         """
-        return self.advance(*self.ready(params, state_tm1, x_t, resets, reset_state))
+        return self.unchecked_step(*self.check_step(params, state_tm1, x_t, resets, reset_state))
 
     def gates(self, params: P, state: Any, x: jax.Array, /) -> dict[str, jax.Array]:
-        """The values of the gates by name, at one step, (*batch, features) each; the candidate is one of them.
+        """The values of the gates at one step, by name, (*batch, features) each. The candidate is one of them.
 
         Arguments and errors are those of `step`.
 
@@ -133,7 +134,7 @@ class Packed(CellBase, Generic[P]):
         >>> {name: value.shape for name, value in MGU().gates(params, jnp.zeros((2, 4)), jnp.ones((2, 3))).items()}
         {'z': (2, 4), 'n': (2, 4)}
         """
-        values = self.gate_values(*self.ready(params, state, x))
+        values = self.gate_values(*self.check_step(params, state, x))
         return dict(zip(values, jnp.broadcast_arrays(*values.values()), strict=True))
 
     def init(
@@ -149,28 +150,28 @@ class Packed(CellBase, Generic[P]):
         update_bias_init: Initializer | None = None,
         dtype: Any = jnp.float32,
     ) -> P:
-        """Fresh parameters, each gate drawn on its own.
+        """Fresh parameters. Each gate is drawn separately.
 
-        Initializers run op by op, as in Flax, so that one made anew for each cell compiles nothing anew.
+        Initializers run op by op, as in Flax, so that making one anew for each cell compiles nothing anew.
 
         Args:
           key: a PRNG key.
           in_features: D, at least 1.
           features: H, at least 1.
-          use_bias: whether there are biases at all.
+          use_bias: whether there are biases.
           kernel_init: initializer of W, applied to each gate's (D, H).
           recurrent_kernel_init: initializer of U, applied to each gate's (H, H).
           bias_init: initializer of the biases, applied to each gate's (H,).
-          update_bias_init: initializer of the bias of the gate that keeps (a GRU's b_z) where it is to differ, e.g.
-            `gru_jax.initializers.chrono(100)`.
+          update_bias_init: initializer of the bias of the gate that keeps (of a GRU b_z), e.g.
+            `gru_jax.initializers.chrono(100)`; bias_init if None.
           dtype: of the parameters.
 
         Returns:
           The parameters, a NamedTuple: `Params` unless the cell says otherwise.
 
         Raises:
-          TypeError, ValueError: if a size is not a positive integer, an initializer cannot be called, or
-            update_bias_init is given where there is no bias that it could draw.
+          TypeError, ValueError: if a size is not a positive integer, an initializer cannot be called, the dtype is not a
+            floating-point one, or update_bias_init is given and there is no such bias.
         """
         checks.integer("in_features", in_features, at_least=1)
         checks.integer("features", features, at_least=1)
@@ -180,6 +181,7 @@ class Packed(CellBase, Generic[P]):
                 checks.function(f"{name}_init", init)
         if update_bias_init is not None:
             self._check_update_bias(use_bias)
+        checks.dtype("dtype", dtype)
         return self.draw(key, int(in_features), int(features), use_bias, inits, jnp.dtype(dtype))
 
     def _check_update_bias(self, use_bias: bool) -> None:
@@ -189,7 +191,7 @@ class Packed(CellBase, Generic[P]):
             raise ValueError("update_bias_init needs use_bias=True, got use_bias=False")
 
     def draw(self, key: jax.Array, in_features: int, features: int, use_bias: bool, inits: Inits, dtype: Any) -> Any:
-        """The parameters of `init`, after its checks."""
+        """`init` without its checks."""
         count = len(self.order)
         keys = jax.random.split(key, count + 3)
         kernel = initializers.per_gate(inits.kernel, keys[0], in_features, features, dtype, count)
@@ -201,12 +203,12 @@ class Packed(CellBase, Generic[P]):
         return self.params_type(**drawn)
 
     def draw_recurrent_kernel(self, key: jax.Array, features: int, inits: Inits, dtype: Any) -> jax.Array:
-        """The packed recurrent kernel."""
+        """Draws the packed recurrent kernel."""
         count = len(self.recurrent_order or self.order)
         return initializers.per_gate(inits.recurrent_kernel, key, features, features, dtype, count)
 
     def draw_bias(self, keys: jax.Array, features: int, inits: Inits, dtype: Any) -> jax.Array:
-        """The packed bias, from a key for each gate."""
+        """Draws the packed bias, with a key for each gate."""
         drawn = []
         for gate, key in zip(self.order, keys, strict=True):
             init = inits.bias if gate != self.update_gate or inits.update_bias is None else inits.update_bias
@@ -223,41 +225,32 @@ class Packed(CellBase, Generic[P]):
         Args:
           params: the parameters, as from `init`.
           batch: the sizes of the batch axes.
-          dtype: by default that of the parameters, or float32 where theirs is narrower.
+          dtype: by default that of the parameters, or float32 if that is narrower.
 
         Returns:
-          Zeros (*batch, features), or a NamedTuple of them where the cell says so.
+          Zeros (*batch, features); of an LSTM an `LSTMState` of them.
         """
         self.check(params)
         if dtype is None:
-            dtype = initializers.single_or_wider(jnp.result_type(*jax.tree.leaves(params)))
+            dtype = initializers.at_least_float32(jnp.result_type(*jax.tree.leaves(params)))
         return jnp.zeros((*batch, self.features(params)), dtype)
 
-    def prepare(self, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, jax.Array, Any]:
-        """Checks parameters against an input and casts both to the compute dtype.
+    def in_features(self, params: Any) -> int:
+        """D, the width of the input."""
+        return params.kernel.shape[0]
 
-        Args:
-          params: the parameters.
-          x: (..., in_features), the input; `name` and `symbols` are what an error calls it and its shape.
-
-        Returns:
-          Parameters and input in the compute dtype, the promotion of their dtypes; and the dtype of the state, float32
-          where the compute dtype is narrower.
-        """
-        checks.floating(name, x)
-        self.check(params)
-        checks.shape(name, x, symbols, (*x.shape[:-1], params.kernel.shape[0]))
-        dtype = jnp.result_type(x, *jax.tree.leaves(params))
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"params must be floating point, got {dtype}")
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return cast, x.astype(dtype), initializers.single_or_wider(dtype)
+    def cast(self, params: Any, x: jax.Array) -> tuple[Any, jax.Array, Any]:
+        dtype = compute_dtype(params, x)
+        # Integers too: they are weights here.
+        params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+        return params, x, initializers.at_least_float32(dtype)
 
     def check(self, params: Any, name: str = "params") -> None:
-        """Refuses what are not parameters of this cell; `name` is what an error calls them.
+        """Checks that `params` are parameters of this cell. Errors call them `name`.
 
         Raises:
-          TypeError, ValueError: if they are of another type, or one of them is no array that fits; names that one.
+          TypeError, ValueError: if they have another type, or a leaf is not an array of the right shape; names the
+            leaf.
         """
         if not isinstance(params, self.params_type):
             expected, got = f"gru_jax.cells.{self.params_type.__name__}", type(params).__name__
@@ -265,19 +258,19 @@ class Packed(CellBase, Generic[P]):
         self._check_shapes(params, name)
 
     def _check_shapes(self, params: Any, name: str) -> None:
-        given, symbols = params._asdict(), self.layout(1, 1)
-        for field, value in given.items():
+        leaves, symbols = params._asdict(), self.layout(1, 1)
+        for field, value in leaves.items():
             if field not in symbols and value is not None:
                 raise ValueError(f"{name}.{field} must be None: this {type(self).__name__} has none")
-        fields = [field for field in symbols if given[field] is not None or field not in ("bias", "recurrent_bias")]
+        fields = [field for field in symbols if leaves[field] is not None or field not in ("bias", "recurrent_bias")]
         for field in fields:
             symbol, shape = symbols[field]
-            checks.weight(f"{name}.{field}", given[field], symbol, len(shape))
-        layout = self.layout(params.kernel.shape[0], self.features(params))
+            checks.weight(f"{name}.{field}", leaves[field], symbol, len(shape))
+        layout = self.layout(self.in_features(params), self.features(params))
         for field in fields:
-            checks.shape(f"{name}.{field}", given[field], *layout[field])
+            checks.shape(f"{name}.{field}", leaves[field], *layout[field])
 
-    def ready(
+    def check_step(
         self,
         params: Any,
         state_tm1: State,
@@ -286,21 +279,22 @@ class Packed(CellBase, Generic[P]):
         reset_state: State | None = None,
         name: str = "state_tm1",
     ) -> tuple[Any, State, jax.Array]:
-        """The arguments of `step`, checked; parameters and input in the compute dtype, the state in its own.
+        """The arguments of `step`, checked: parameters and input in the compute dtype, the state in its own.
 
-        Where `resets` is True, the state is reset_state, zero if None. `name` is what an error calls the state.
+        Where `resets` is True, the state is reset_state, zero if None. Errors call the state `name`.
         """
         x_t = checks.array("x_t", x_t)
-        params, x_t, dtype = self.prepare(params, x_t, "x_t", "(*batch, in_features)")
+        params, x_t, dtype = check_and_cast(self, params, x_t, "x_t", "(*batch, in_features)")
         batch = x_t.shape[:-1]
         zero = self.initial_state(params, batch, dtype)
-        state_tm1, start = checked_state(name, state_tm1, zero), zero
+        state_tm1, start = cast_state(name, state_tm1, zero), zero
+        resets = checks.optional_flags("resets", resets, "(*batch,)", batch)
         if resets is not None:
-            resets = checks.flags("resets", resets)
-            checks.shape("resets", resets, "(*batch,)", batch)
             resets = resets[..., None]
-            start = zero if reset_state is None else checked_state("reset_state", reset_state, zero)
-        x_t, params, resets, (state_tm1, start) = meshes.aligned(x_t, params, resets, (state_tm1, start), lead=0)
+            start = zero if reset_state is None else cast_state("reset_state", reset_state, zero)
+        x_t, params, resets, (state_tm1, start) = meshes.align_shardings(
+            x_t, params, resets, (state_tm1, start), time_axes=0
+        )
         if resets is not None:
             state_tm1 = jax.tree.map(functools.partial(jnp.where, resets), start, state_tm1)
         return params, state_tm1, x_t

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from gru_jax import gates
 from gru_jax.cells.affine import biased, product, project, split
-from gru_jax.cells.packed import Inits, Packed, Params
+from gru_jax.cells.packed import Inits, PackedCell, Params
 from gru_jax.gates import interpolate
 
 
 @dataclasses.dataclass(frozen=True)
-class RefineGRU(Packed[Params]):
-    """A GRU with a refine gate, which moves the update gate within (z², 1 − (1 − z)²): it learns when saturated, too.
+class RefineGRU(PackedCell[Params]):
+    """A GRU with a refine gate, which moves the update gate within (z², 1 − (1 − z)²): it learns even when saturated.
 
     ::
 
@@ -23,10 +23,10 @@ class RefineGRU(Packed[Params]):
         g = s ⊙ (1 − (1 − z)²) + (1 − s) ⊙ z² = z + (2s − 1) ⊙ z ⊙ (1 − z)
         h_t = g ⊙ h_tm1 + (1 − g) ⊙ n
 
-    All but g is `gru_jax.CUDNN`. With ``update_bias_init=gru_jax.initializers.uniform_gate`` it is the paper's UR-GRU:
-    uniform gate initialisation and a refine gate, which starts against the update gate, b_s = −b_z, as with any
-    ``update_bias_init``. (In the paper b_z is one parameter, which enters both; here they are two.) Written with gates
-    that replace, 1 − z and 1 − s, g has the same form.
+    Except for g it is `gru_jax.CUDNN`. With ``update_bias_init=gru_jax.initializers.uniform_gate`` it is the paper's
+    UR-GRU: uniform gate initialisation and a refine gate, whose bias starts as b_s = −b_z, as with any
+    ``update_bias_init``. (In the paper b_z is one parameter, which both gates use; here they are two.) In terms of
+    gates that replace, 1 − z and 1 − s, g has the same form.
 
     `Params`, 4 (DH + H² + H) + H of them; gates in the order r, z, s, n.
 

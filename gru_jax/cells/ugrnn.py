@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from gru_jax import activations, checks, gates
 from gru_jax.cells.affine import product, project, split
-from gru_jax.cells.packed import Packed, Params
+from gru_jax.cells.packed import PackedCell, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class UGRNN(Packed[Params]):
-    """The update gate RNN: a simple recurrent network with one gate, which holds the state; a GRU without reset gate.
+class UGRNN(PackedCell[Params]):
+    """The update gate RNN: a simple recurrent network with one gate, which keeps the state; a GRU without reset gate.
 
     ::
 
@@ -21,7 +21,7 @@ class UGRNN(Packed[Params]):
         n = φ(x W_n + h U_n + b_n)
         h_t = z ⊙ h_tm1 + (1 − z) ⊙ n
 
-    The paper's letters are g for z and c for n. Its gate keeps, too; ``update_bias_init`` draws b_z.
+    The paper writes g for z and c for n. Its gate keeps too. ``update_bias_init`` draws b_z.
 
     `Params`, 2 (DH + H² + H) of them; gates in the order z, n.
 

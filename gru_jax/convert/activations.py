@@ -1,4 +1,4 @@
-"""Activations by name, for files: code is not stored in them."""
+"""Names of activations, for files, which do not store code."""
 
 from gru_jax.activations import FUNCTIONS, Named, canonical
 from gru_jax.gates import Activation
@@ -12,7 +12,7 @@ KERAS = {
     "swish": "silu",
     "hard_swish": "hard_silu",
 }
-"""Names that Keras 3 has for some of them; the others it calls as we do."""
+"""Our names by those of Keras 3, where they differ."""
 
 ONNX = {
     "sigmoid": "Sigmoid",
@@ -22,7 +22,7 @@ ONNX = {
     "softplus": "Softplus",
     "soft_sign": "Softsign",
 }
-"""Those that a GRU node of ONNX can have, by our names. Its HardSigmoid and LeakyRelu have other constants."""
+"""The activations of ONNX' GRU by our names. Its HardSigmoid and LeakyRelu have other constants."""
 
 
 def name_of(argument: str, activation: Activation) -> str:
@@ -30,7 +30,7 @@ def name_of(argument: str, activation: Activation) -> str:
 
     Args:
       argument: what an error calls it.
-      activation: one of the values of `ACTIVATIONS`, or a function that is one of them.
+      activation: one of the values of `ACTIVATIONS`, or a function that computes the same.
 
     Raises:
       ValueError: if it is another function.
@@ -50,14 +50,14 @@ def name_of(argument: str, activation: Activation) -> str:
 
 
 def by_name(argument: str, name: object) -> Activation:
-    """The activation of a name, whatever its case.
+    """The activation of a name, in upper or lower case.
 
     Args:
       argument: what an error calls it.
       name: one of the keys of `ACTIVATIONS`.
 
     Raises:
-      ValueError: if there is no such name.
+      ValueError: if the name is not known.
     """
     found = ACTIVATIONS.get(name.lower()) if isinstance(name, str) else None
     if found is None:

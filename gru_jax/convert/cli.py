@@ -11,7 +11,7 @@ import numpy as np
 
 from gru_jax import output
 from gru_jax.convert import activations
-from gru_jax.convert.formats import FORMATS, Contents, Options, guess
+from gru_jax.convert.formats import FORMATS, Contents, FormatOptions, guess
 from gru_jax.models import Model
 
 DESCRIPTION = """\
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: of the command line, without the program's name; by default those of the process.
 
     Returns:
-      The exit status: 0, or 2 if something is refused; the message goes to stderr. 141 if what reads the output has
-      ended, as `head` does.
+      The exit status: 0; 2 after an error, whose message goes to stderr; 141 if the reader of the output, such as
+      `head`, has ended.
     """
     try:
         return output.piped(lambda: _run(arguments))
@@ -49,15 +49,15 @@ def _run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def convert(given: argparse.Namespace) -> str:
-    """Reads one file, writes the other, reads that again, and says what went where."""
-    source, target = Path(given.source), Path(given.target)
-    reads = given.reads or guess(source, exists=True)
-    writes = given.writes or guess(target, exists=False)
-    _check_options(given, reads, writes)
-    if target.exists() and not given.force:
+def convert(args: argparse.Namespace) -> str:
+    """Reads one file, writes the other, reads that again, and returns a report."""
+    source, target = Path(args.source), Path(args.target)
+    reads = args.reads or guess(source, exists=True)
+    writes = args.writes or guess(target, exists=False)
+    _check_options(args, reads, writes)
+    if target.exists() and not args.force:
         raise ValueError(f"{target} exists: --force replaces it")
-    options = Options(given.prefix or "", given.nodes, given.seq_lengths, given.initial_carry)
+    options = FormatOptions(args.prefix or "", args.nodes, args.seq_lengths, args.initial_carry)
     model = FORMATS[reads].read(source, options)
     found = FORMATS[reads].contents(source, options)
     FORMATS[writes].write(target, model, options)
@@ -95,13 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_options(given: argparse.Namespace, reads: str, writes: str) -> None:
-    """Refuses options that have nothing to act on."""
+def _check_options(args: argparse.Namespace, reads: str, writes: str) -> None:
+    """Checks that each option has something to act on."""
     needs = {
-        "--prefix": (given.prefix is not None, "torch" in (reads, writes), "a torch file"),
-        "--nodes": (given.nodes is not None, reads == "onnx", "an onnx IN"),
-        "--seq-lengths": (given.seq_lengths, writes == "onnx", "an onnx OUT"),
-        "--initial-carry": (given.initial_carry, writes == "onnx", "an onnx OUT"),
+        "--prefix": (args.prefix is not None, "torch" in (reads, writes), "a torch file"),
+        "--nodes": (args.nodes is not None, reads == "onnx", "an onnx IN"),
+        "--seq-lengths": (args.seq_lengths, writes == "onnx", "an onnx OUT"),
+        "--initial-carry": (args.initial_carry, writes == "onnx", "an onnx OUT"),
     }
     for option, (is_given, has_effect, what) in needs.items():
         if is_given and not has_effect:
@@ -109,7 +109,7 @@ def _check_options(given: argparse.Namespace, reads: str, writes: str) -> None:
 
 
 def _describe(model: Model) -> str:
-    """One line about a model."""
+    """A description of a model in one line."""
     stack, cell = model.stack, model.stack.cell
     dtypes = sorted({str(leaf.dtype) for params in model.params for leaf in params if leaf is not None})
     direction = "bidirectional" if stack.bidirectional else "reverse" if stack.reverse else "forward"
@@ -122,7 +122,7 @@ def _describe(model: Model) -> str:
 
 
 def _table(model: Model, source: tuple[str, Contents], target: tuple[str, Contents]) -> Iterable[str]:
-    """For each layer and direction, what was read beside what was written."""
+    """The lines of a table: for each layer and direction the tensors that were read, and those that were written."""
     stack = model.stack
     rows = [("layer", "direction", source[0], target[0])]
     directions = ["forward", "backward"] if stack.bidirectional else ["reverse" if stack.reverse else "forward"]
@@ -135,7 +135,7 @@ def _table(model: Model, source: tuple[str, Contents], target: tuple[str, Conten
 
 
 def _compare(model: Model, again: Model, writes: str) -> Iterable[str]:
-    """What reading the written file again gives back."""
+    """Lines about how the model that was read back differs from the one that was written."""
     differing = []
     for i, (params, others) in enumerate(zip(model.params, again.params, strict=True)):
         for field, value, other in zip(params._fields, params, others, strict=True):

@@ -1,4 +1,4 @@
-"""Models in safetensors files: tensors by name, and in the metadata the stack they belong to."""
+"""Models in safetensors files: tensors by name, with the stack in the metadata."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from gru_jax.layers import Stack
 from gru_jax.models import Model, check_gru
 
 FORMAT = 1
-"""The number of the format that `save` writes. It grows with every change that an older `load` would misread."""
+"""The number of the format that `save` writes. Every change that an older `load` would misread increases it."""
 
 _Path = str | os.PathLike[str]
 
@@ -28,13 +28,13 @@ _Path = str | os.PathLike[str]
 def save(path: _Path, model: Model) -> None:
     """Writes a model to a safetensors file.
 
-    Tensors are called `layers.0.forward.kernel` and so on, as the fields of `gru_jax.Params`. The metadata has
-    format="gru_jax", the format's number, and the fields of the stack as JSON. The file appears under its name when it
-    is complete: one that was there before is replaced, or stays if writing fails.
+    Tensors have names like `layers.0.forward.kernel`, after the fields of `gru_jax.Params`. The metadata has
+    format="gru_jax", the number of the format, and the fields of the stack as JSON. The file appears under its name
+    when it is complete. It then replaces a file of the same name, which stays if writing fails.
 
     Args:
       path: of the file.
-      model: whose activations are in `gru_jax.convert.activations.ACTIVATIONS`: a file names them.
+      model: the model. The file names its activations, so they must be in `gru_jax.convert.activations.ACTIVATIONS`.
 
     Raises:
       TypeError, ValueError: if the parameters do not fit the stack, or an activation has no name.
@@ -67,11 +67,11 @@ def load(path: _Path) -> Model:
       path: of the file.
 
     Returns:
-      The model. Its arrays are NumPy's, in the dtype of the file, which JAX takes as they are: so float64 stays what
-      it is even where JAX computes in 32 bits.
+      The model. Its arrays are NumPy's, in the dtype of the file, so that float64 stays float64 even if JAX computes
+      in 32 bits.
 
     Raises:
-      ValueError: if the file is damaged, not one of gru_jax, or of a newer format.
+      ValueError: if the file is damaged, was not written by gru_jax, or has a newer format.
       OSError: if it cannot be read.
       ImportError: without the library safetensors.
     """
@@ -95,17 +95,17 @@ def load(path: _Path) -> Model:
 
 
 def load_torch_safetensors(path: _Path, prefix: str = "") -> Model:
-    """Reads a `torch.nn.GRU` or `GRUCell` out of a PyTorch checkpoint in safetensors.
+    """Reads a `torch.nn.GRU` or `GRUCell` from a PyTorch checkpoint in safetensors.
 
     Args:
       path: of the file.
       prefix: of the GRU's names in the checkpoint, with its dot, e.g. "encoder.rnn."; other tensors are not read.
 
     Returns:
-      The model, as `from_torch` makes it.
+      The model, as from `from_torch`.
 
     Raises:
-      ValueError: if the file is damaged, or what is under the prefix is not a GRU.
+      ValueError: if the file is damaged, or the tensors under the prefix are not those of a GRU.
       OSError: if it cannot be read.
       ImportError: without the library safetensors.
     """
@@ -120,7 +120,7 @@ def load_torch_safetensors(path: _Path, prefix: str = "") -> Model:
 
 
 def write(path: _Path, data: bytes) -> None:
-    """Writes a file that appears when it is complete; whatever had its name before is then replaced."""
+    """Writes a file, which appears when it is complete and then replaces a file of the same name."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -134,7 +134,7 @@ def write(path: _Path, data: bytes) -> None:
 
 
 def library(name: str) -> Any:
-    """An optional library; an ImportError that names the extra where it is not installed."""
+    """Imports an optional library, or raises an ImportError that names the extra to install."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -144,7 +144,7 @@ def library(name: str) -> Any:
 
 @contextlib.contextmanager
 def opened(path: _Path) -> Iterator[Any]:
-    """An open safetensors file, whose errors are ValueErrors that name it."""
+    """An open safetensors file. Its errors become ValueErrors that name the file."""
     safetensors = library("safetensors")
     try:
         with open(path, "rb"), safetensors.safe_open(os.fspath(path), framework="np") as file:
@@ -155,7 +155,7 @@ def opened(path: _Path) -> Iterator[Any]:
 
 
 def cell_names(stack: Stack) -> Iterator[str]:
-    """The prefix of the tensors of each layer and direction, in the flat order.
+    """The prefixes of the tensors of each layer and direction, in the flat order.
 
     >>> list(cell_names(Stack(GRU(), 4, bidirectional=True)))
     ['layers.0.forward.', 'layers.0.backward.']
@@ -166,7 +166,7 @@ def cell_names(stack: Stack) -> Iterator[str]:
 
 
 def _assemble(path: _Path, stack: Stack, tensors: dict[str, Any]) -> Model:
-    """The model of a file's tensors, none of which may be left over."""
+    """The model of a file's tensors. Each tensor must belong to it."""
     rest = dict(tensors)
     params = []
     for prefix in cell_names(stack):
@@ -195,7 +195,7 @@ def _to_json(stack: Stack) -> dict[str, Any]:
 
 
 def _from_json(path: _Path, text: str) -> Stack:
-    """The stack of `_to_json`; what an older version left out has its default."""
+    """The inverse of `_to_json`. Fields that an older version did not write have their defaults."""
     try:
         fields = json.loads(text)
         cell = fields.pop("cell")

@@ -1,4 +1,4 @@
-"""What a converter is given in place of a GRU or of a file of its kind: what it is, and what to do with it."""
+"""Hints about weights of other cells and files of other kinds: what they are, and what to do with them."""
 
 import os
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ _CELLS: dict[int, tuple[str, Any]] = {
     2: ("a minimal gated unit", cells.MGU),
     4: ("an LSTM", cells.LSTM),
 }
-"""By the number of their blocks of recurrent weights, (features, features) each; a GRU has 3."""
+"""Cells by their number of recurrent matrices (features, features). A GRU has 3."""
 
 _NAMES = {frozenset({"hi", "hf", "hg", "ho"}): 4, frozenset({"hf", "hn"}): 2, frozenset({"i", "h"}): 1}
-"""The same by the names that Flax gives to blocks that it has one by one."""
+"""That number by the names of the matrices in Flax, which stores them separately."""
 
 _TORCH = (
     "it is a file of torch.save, a pickle, which gru_jax does not read, as it can run code: "
@@ -26,11 +26,11 @@ _KERAS = (
     "that Keras has loaded from it"
 )
 _OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""A pickle of the number with which torch.save began before PyTorch 1.6."""
+"""The pickled number with which files of torch.save begin before PyTorch 1.6."""
 
 
 def another_cell(blocks: float, where: str) -> str | None:
-    """What an error says of recurrent weights of so many blocks; None if they are no cell's that is known.
+    """The message about recurrent weights of so many blocks; None if no cell has that many.
 
     >>> another_cell(4, "weight_hh_l0 (16, 4)")[:52]
     'weight_hh_l0 (16, 4) is of an LSTM, which gru_jax.co'
@@ -46,7 +46,7 @@ def another_cell(blocks: float, where: str) -> str | None:
 
 
 def blocks_by_name(names: Iterable[str]) -> int:
-    """How many blocks another cell of Flax has, if parameters with these paths are of one; 0 if not.
+    """The number of blocks of the cell of Flax whose parameters have these paths; 0 if it is not known.
 
     >>> blocks_by_name(["cell.hi.kernel", "cell.hf.kernel", "cell.hg.kernel", "cell.ho.kernel", "cell.ii.kernel"])
     4
@@ -56,7 +56,7 @@ def blocks_by_name(names: Iterable[str]) -> int:
 
 
 def another_file(path: str | os.PathLike[str]) -> str:
-    """What an error says of a file that is of another kind than it should be, by its first bytes; "" if not known."""
+    """The message about a file of another kind, recognised by its first bytes; "" if it is not known."""
     with open(path, "rb") as file:
         head = file.read(256)
     text = ""

@@ -1,4 +1,4 @@
-"""The file formats of the command line: how each is read, written and listed."""
+"""The file formats of the command line: how to read, write and list each."""
 
 import re
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from gru_jax.convert import files, foreign, onnx_graph, onnx_reader, onnx_writer
 from gru_jax.models import Model
 
 
-class Options(NamedTuple):
-    """What a format may need to know.
+class FormatOptions(NamedTuple):
+    """Options for reading and writing files.
 
     Attributes:
       prefix: of the GRU's names in a torch file.
-      nodes: the names of the GRU nodes in an ONNX file; all of them if None.
-      seq_lengths: whether an ONNX graph that is written takes lengths.
-      initial_carry: whether an ONNX graph that is written takes initial states.
+      nodes: names of the GRU nodes to read from an ONNX file; all of them if None.
+      seq_lengths: whether a written ONNX graph takes lengths.
+      initial_carry: whether a written ONNX graph takes initial states.
     """
 
     prefix: str = ""
@@ -29,11 +29,11 @@ class Options(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a file holds.
+    """The contents of a file, as text.
 
     Attributes:
-      cells: for each layer and direction, in the flat order, its tensors as text.
-      others: what in the file belongs to no GRU, as text; "" if nothing.
+      cells: for each layer and direction, in the flat order, its tensors.
+      others: the parts that belong to no GRU; "" if there are none.
     """
 
     cells: list[list[str]]
@@ -47,20 +47,20 @@ class Format(NamedTuple):
       suffix: of its files.
       read: makes a model.
       write: makes the file of a model.
-      contents: lists a file that `read` has read.
+      contents: lists a file that `read` can read.
     """
 
     suffix: str
-    read: Callable[[Path, Options], Model]
-    write: Callable[[Path, Model, Options], None]
-    contents: Callable[[Path, Options], Contents]
+    read: Callable[[Path, FormatOptions], Model]
+    write: Callable[[Path, Model, FormatOptions], None]
+    contents: Callable[[Path, FormatOptions], Contents]
 
 
 def guess(path: Path, exists: bool) -> str:
-    """The name of a file's format, by its suffix and, if it exists, its metadata.
+    """The name of a file's format, from its suffix and, if it exists, its metadata.
 
     Raises:
-      ValueError: if neither tells.
+      ValueError: if they do not tell.
 
     >>> guess(Path("gru.onnx"), exists=False)
     'onnx'
@@ -78,18 +78,18 @@ def guess(path: Path, exists: bool) -> str:
         return "gru_jax" if (file.metadata() or {}).get("format") == "gru_jax" else "torch"
 
 
-def _write_torch(path: Path, model: Model, options: Options) -> None:
+def _write_torch(path: Path, model: Model, options: FormatOptions) -> None:
     state = {name: np.ascontiguousarray(value) for name, value in torch.to_torch(model, prefix=options.prefix).items()}
     files.write(path, files.library("safetensors.numpy").save(state, {"format": "pt"}))
 
 
-def _write_onnx(path: Path, model: Model, options: Options) -> None:
+def _write_onnx(path: Path, model: Model, options: FormatOptions) -> None:
     proto = onnx_writer.to_onnx(model, seq_lengths=options.seq_lengths, initial_carry=options.initial_carry)
     files.write(path, proto.SerializeToString())
 
 
 def _list_safetensors(where: Callable[[str], tuple[int, bool, int]], path: Path, prefix: str) -> Contents:
-    """Contents by a function that says where a name stands: layer, direction, and place among the tensors of these."""
+    """Contents; `where` maps a name to its layer, whether it is of the backward direction, and its rank there."""
     cells: dict[tuple[int, bool], list[tuple[int, str]]] = {}
     others = 0
     with files.opened(path) as file:
@@ -105,7 +105,7 @@ def _list_safetensors(where: Callable[[str], tuple[int, bool, int]], path: Path,
 
 
 def _in_torch(name: str) -> tuple[int, bool, int]:
-    """Where a parameter of torch.nn.GRU stands, or one of GRUCell, which has no layers.
+    """`where` for the parameters of torch.nn.GRU, and of GRUCell, which has no layers.
 
     >>> _in_torch("weight_hh_l1_reverse"), _in_torch("bias_ih")
     ((1, True, 1), (0, False, 2))
@@ -118,7 +118,7 @@ def _in_torch(name: str) -> tuple[int, bool, int]:
 
 
 def _in_own(name: str) -> tuple[int, bool, int]:
-    """Where a tensor stands in a file of `save`.
+    """`where` for the tensors in a file of `save`.
 
     >>> _in_own("layers.1.backward.bias")
     (1, True, 2)
@@ -127,7 +127,7 @@ def _in_own(name: str) -> tuple[int, bool, int]:
     return int(layer), direction == "backward", Params._fields.index(field)
 
 
-def _list_onnx(path: Path, options: Options) -> Contents:
+def _list_onnx(path: Path, options: FormatOptions) -> Contents:
     graph = onnx_graph.Graph(files.library("onnx"), path)
     layers = onnx_reader.read_layers(graph, options.nodes)
     cells = []
@@ -135,10 +135,10 @@ def _list_onnx(path: Path, options: Options) -> Contents:
         named = [(kind, name) for kind, name in zip("WRB", layer.node.input[1:4], strict=False) if name]
         for direction in range(len(layer.params)):
             arrays = [(f"{kind}[{direction}] {name!r}", graph.constant(name)) for kind, name in named]
-            given = zip(("sequence_lens", "initial_h"), layer.node.input[4:6], strict=False)
+            fed = zip(("sequence_lens", "initial_h"), layer.node.input[4:6], strict=False)
             cells.append(
                 [f"{text} {array.shape[1:]}" for text, array in arrays if array is not None]
-                + [f"{kind} {name!r}: an argument" for kind, name in given if name and graph.constant(name) is None]
+                + [f"{kind} {name!r}: an argument" for kind, name in fed if name and graph.constant(name) is None]
             )
     kinds = {node.op_type for node in graph.nodes} - {"Constant", "GRU"}
     return Contents(cells, f"nodes {', '.join(sorted(kinds))}" if kinds else "")

@@ -1,7 +1,7 @@
 """Models from and to the weights of Flax, Haiku and Equinox; none of them is imported.
 
-What differs between cells is data, in `gru_jax.convert.layouts`. How layers and directions are put together differs
-more than a table can say: each framework has two functions for it.
+The differences between cells are data, in `gru_jax.convert.layouts`. Layers and directions differ too much for a table:
+each framework has two functions for them.
 """
 
 import re
@@ -21,14 +21,14 @@ def from_linen(variables: Mapping[str, Any], *, path: str = "", cell: GRU = CUDN
     """The model of `flax.linen.RNN(GRUCell)`, of `Bidirectional` around two, or of `gru_jax.linen.GRU`.
 
     Args:
-      variables: as `layer.init` returns them, or the tree under "params", boxed or not; or those of a whole model.
-      path: of the GRU in the tree of a model, names joined by slashes: "encoder/rnn", or "encoder/GRUCell_0" of a cell
-        that a compact module has made. A Bidirectional in a compact module has two of these, and is
+      variables: as from `layer.init`, or the tree under "params", boxed or not; or the variables of a whole model.
+      path: of the GRU in the tree of a model, names joined by slashes: "encoder/rnn", or "encoder/GRUCell_0" for a cell
+        that a compact module made. A Bidirectional in a compact module has two of these. Pass it as
         `{"forward_rnn": {"cell": params["GRUCell_0"]}, "backward_rnn": {"cell": params["GRUCell_1"]}}`.
       cell: the equations, which a tree does not tell.
 
     Returns:
-      The model, with NumPy arrays in the dtype given.
+      The model, with NumPy arrays in their own dtype.
 
     Raises:
       TypeError: if variables are not a mapping.
@@ -53,7 +53,7 @@ def from_linen(variables: Mapping[str, Any], *, path: str = "", cell: GRU = CUDN
 def to_linen(model: Model) -> dict[str, Any]:
     """Variables for `flax.linen.RNN(GRUCell)`, or `Bidirectional`, and for `gru_jax.linen.GRU` of any number of layers.
 
-    Flax's own cell needs biases and the equations `gru_jax.CUDNN`.
+    Flax's own cell has biases and the equations `gru_jax.CUDNN`.
 
     Raises:
       TypeError, ValueError: if the parameters do not fit the stack.
@@ -68,12 +68,12 @@ def from_nnx(state: Mapping[Any, Any], *, path: str = "", cell: GRU = CUDNN) -> 
     its model as an attribute.)
 
     Args:
-      state: as `nnx.state(layer, nnx.Param)` returns it, or a dict of arrays like it; or that of a whole model.
+      state: as from `nnx.state(layer, nnx.Param)`, or a dict of arrays in the same form; or that of a whole model.
       path: of the GRU in the state of a model, names joined by slashes: "encoder/rnn".
       cell: the equations, which a tree does not tell.
 
     Returns:
-      The model, with NumPy arrays in the dtype given; the recurrent bias is zero where there is none.
+      The model, with NumPy arrays in their own dtype. A missing recurrent bias becomes zero.
 
     Raises:
       TypeError: if state is not a mapping.
@@ -88,11 +88,11 @@ def to_nnx(model: Model, *, recurrent_bias: bool = False) -> dict[str, Any]:
 
     Args:
       model: of one layer, in either direction or both.
-      recurrent_bias: whether the cells are `gru_jax.nnx.GRUCell`, which have one, and any equations, or Flax's own.
+      recurrent_bias: whether the cells are `gru_jax.nnx.GRUCell`, with a recurrent bias and any equations, or Flax's.
 
     Raises:
-      TypeError, ValueError: if the parameters do not fit the stack, or it is one that the cell cannot be: Flax's has
-        the equations `gru_jax.CUDNN` and no recurrent bias, so that of the model must be zero.
+      TypeError, ValueError: if the parameters do not fit the stack, or the cell cannot represent it: Flax's has the
+        equations `gru_jax.CUDNN` and no recurrent bias, so that of the model must be zero.
     """
     stack = check_gru(model).stack if recurrent_bias else layouts.checked(model, "flax.nnx.GRUCell", (CUDNN,))
     if stack.num_layers > 1:
@@ -111,7 +111,7 @@ def _from_flax(tree: Any, where: str, path: str, cell: GRU, known: Sequence[layo
         where = f"{where} under {path!r}"
     elif paths and "" not in paths:
         raise ValueError(f"{where} must be of one GRU, or path must say which of the model's, one of {paths}")
-    layers: dict[int, list[layouts.Found]] = {}
+    layers: dict[int, list[layouts.CellArrays]] = {}
     numbers = {int(match[1]) for name in leaves if (match := re.match(r"layers_(\d+)\.", name))}
     for number in range(max(numbers, default=0) + 1):
         of_layer = f"layers_{number}." if numbers else ""
@@ -120,9 +120,9 @@ def _from_flax(tree: Any, where: str, path: str, cell: GRU, known: Sequence[layo
             prefix = of_layer + direction + "cell."
             if not numbers and not both and not any(name.startswith(prefix) for name in leaves):
                 prefix = ""
-            taken = {name: leaves.pop(name) for name in list(leaves) if name.startswith(prefix)}
-            own = {name.removeprefix(prefix): value for name, value in taken.items()}
-            layers.setdefault(number, []).append(layouts.Found(own, f"{where}: {prefix}"))
+            names = [name for name in leaves if name.startswith(prefix)]
+            arrays = {name.removeprefix(prefix): leaves.pop(name) for name in names}
+            layers.setdefault(number, []).append(layouts.CellArrays(arrays, f"{where}: {prefix}"))
     if leaves:
         raise ValueError(f"{where} must have the parameters of one GRU only, got {sorted(leaves)} too")
     cells = [one for number in sorted(layers) for one in layers[number]]
@@ -131,7 +131,7 @@ def _from_flax(tree: Any, where: str, path: str, cell: GRU, known: Sequence[layo
 
 
 def _paths(leaves: Iterable[str], known: Sequence[layouts.Layout]) -> list[str]:
-    """Where a model's GRUs are, by the names of their recurrent kernels."""
+    """The paths of a model's GRUs, found by the names of their recurrent kernels."""
     ends = "|".join(re.escape(layout.recurrent_kernel[0]) for layout in known)
     name_of = re.compile(rf"(|.*?\.)(?:layers_\d+\.)?(?:(?:forward|backward)_rnn\.)?(?:cell\.)?(?:{ends})")
     found = [match[1] for name in leaves if (match := name_of.fullmatch(name))]
@@ -160,22 +160,23 @@ def from_haiku(params: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Model
     """The model of `hk.GRU`, or of several in `hk.DeepRNN`.
 
     Args:
-      params: as `init` of the transformed function returns them, where modules differ in their numbers only; or a
-        module's own dict of w_i, w_h and b; or a list of such, first layer first.
+      params: as from `init` of the transformed function, if the names of its modules differ only in their numbers; or
+        one module's dict of w_i, w_h and b; or a list of such dicts, first layer first.
 
     Returns:
-      The model, `gru_jax.CHO2014`, with NumPy arrays in the dtype given; layers in the order of the modules' numbers.
+      The model, with the equations `gru_jax.CHO2014` and NumPy arrays in their own dtype. Layers have the order of the
+      modules' numbers.
 
     Raises:
-      TypeError: if params are neither a mapping nor a list of such.
-      ValueError: if a name is missing or not known, a shape does not fit, or names do not say the order; names it.
+      TypeError: if params are neither a mapping nor a list of mappings.
+      ValueError: if a name is missing or not known, a shape does not fit, or the names leave the order open; names it.
     """
     if isinstance(params, list | tuple):
         modules = {f"params[{i}].": module for i, module in enumerate(params)}
     elif "w_h" in (tree := layouts.mapping("params", params, "init")):
         modules = {"params: ": tree}
     else:
-        _refuse_another_cell(tree)
+        _check_is_gru(tree)
         names = sorted(tree, key=lambda name: [int(number or 0) for _, number in _scopes(name)])
         if len({tuple(scope for scope, _ in _scopes(name)) for name in names}) > 1:
             raise ValueError(
@@ -183,12 +184,12 @@ def from_haiku(params: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Model
                 "their own dicts, first layer first, says which are the layers of one stack"
             )
         modules = {f"params: {name}.": tree[name] for name in names}
-    cells = [layouts.Found(dict(layouts.leaves_of(module)), name) for name, module in modules.items()]
+    cells = [layouts.CellArrays(dict(layouts.leaves_of(module)), name) for name, module in modules.items()]
     return layouts.model_of(layouts.HAIKU, cells, CHO2014, len(cells))
 
 
-def _refuse_another_cell(tree: Mapping[str, Any]) -> None:
-    """Says so where Haiku's parameters are those of hk.LSTM or hk.VanillaRNN, which are linear modules within."""
+def _check_is_gru(tree: Mapping[str, Any]) -> None:
+    """Raises an error if Haiku's parameters are those of hk.LSTM or hk.VanillaRNN, which contain linear modules."""
     for name, module in tree.items():
         for scope, blocks in (("lstm", 4), ("vanilla_rnn", 1)):
             if "w" in module and any(part == scope for part, _ in _scopes(name)):
@@ -196,7 +197,7 @@ def _refuse_another_cell(tree: Mapping[str, Any]) -> None:
 
 
 def _scopes(name: str) -> list[tuple[str, str]]:
-    """The scopes of a module's name, and their numbers, which Haiku leaves out for the first.
+    """The scopes of a module's name, and their numbers; Haiku omits the number of the first.
 
     >>> _scopes("encoder/~/gru_1")
     [('encoder', ''), ('~', ''), ('gru', '1')]
@@ -208,7 +209,7 @@ def to_haiku(model: Model, name: str = "gru") -> dict[str, dict[str, np.ndarray]
     """The parameters of `hk.GRU`, or of several in `hk.DeepRNN`: modules name, name_1, name_2 and so on.
 
     Raises:
-      TypeError, ValueError: if the parameters do not fit the stack, or it is one that Haiku cannot be: it has the
+      TypeError, ValueError: if the parameters do not fit the stack, or Haiku cannot represent it: its GRU has the
         equations `gru_jax.CHO2014` and runs forward.
     """
     stack = layouts.checked(model, "hk.GRU", (CHO2014,), bidirectional=False)
@@ -226,7 +227,7 @@ def from_equinox(cells: Any) -> Model:
       cells: the cell, or a list of cells for a stack of layers.
 
     Returns:
-      The model, with NumPy arrays in the dtype given.
+      The model, with NumPy arrays in their own dtype.
 
     Raises:
       ValueError: if an array is missing, or a shape does not fit; names it.
@@ -236,7 +237,7 @@ def from_equinox(cells: Any) -> Model:
     found = []
     for i, cell in enumerate(layers):
         arrays = cell if isinstance(cell, Mapping) else {name: getattr(cell, name, None) for name in names}
-        found.append(layouts.Found(dict(layouts.leaves_of(arrays)), f"cells[{i}]."))
+        found.append(layouts.CellArrays(dict(layouts.leaves_of(arrays)), f"cells[{i}]."))
     return layouts.model_of(layouts.EQUINOX, found, CUDNN, len(found))
 
 
@@ -244,7 +245,7 @@ def to_equinox(model: Model) -> list[dict[str, np.ndarray]]:
     """The arrays of `eqx.nn.GRUCell` by name, for `eqx.tree_at`; one dict for each layer.
 
     Raises:
-      TypeError, ValueError: if the parameters do not fit the stack, or it is one that Equinox cannot be: it has the
+      TypeError, ValueError: if the parameters do not fit the stack, or Equinox cannot represent it: its GRU has the
         equations `gru_jax.CUDNN` and runs forward.
     """
     layouts.checked(model, "eqx.nn.GRUCell", (CUDNN,), bidirectional=False)

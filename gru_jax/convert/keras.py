@@ -21,32 +21,32 @@ def from_keras(
 ) -> Model:
     """The model of `keras.layers.GRU`, of `Bidirectional` around one, or of a stack of either.
 
-    Weights do not say which activations there are, nor whether a layer runs backwards: its configuration does, so pass
-    it too. Of its options
+    Weights do not tell the activations, nor whether a layer runs backwards. The layer's configuration does, so pass it
+    too. Its options are treated as follows:
 
-    - `activation` and `recurrent_activation` carry if `gru_jax.convert.activations` has them;
-    - `go_backwards` carries as `Stack.reverse`, if the last layer returns its last output only: of whole sequences
-      Keras returns the last step first, and a model every output beside its input. In a stack the first layer has it,
-      and the others, which are given what it returns, have not;
-    - `time_major` of Keras 2 carries;
-    - `return_sequences` and `return_state` choose among what a model returns; below another layer the first must be
-      True;
-    - `units`, `use_bias` and `reset_after` must be those of the weights;
-    - `merge_mode` must be "concat", and `stateful` False;
-    - `dropout` and `recurrent_dropout`, which are for training, `unroll`, `zero_output_for_mask` (a model's outputs of
-      masked steps are 0), `dtype` and what else there is are not carried.
+    - `activation` and `recurrent_activation` are carried if `gru_jax.convert.activations` has them.
+    - `go_backwards` is carried as `Stack.reverse`, if the last layer returns only its last output. (Of whole sequences
+      Keras returns the last step first; a model leaves every output beside its input.) In a stack only the first layer
+      has it, since the others get what that one returns.
+    - `time_major` of Keras 2 is carried.
+    - `return_sequences` and `return_state` are ignored: a model returns both. Below another layer return_sequences must
+      be True.
+    - `units`, `use_bias` and `reset_after` must agree with the weights.
+    - `merge_mode` must be "concat", and `stateful` False.
+    - Others are ignored: `dropout` and `recurrent_dropout`, which are for training, `unroll`, `zero_output_for_mask` (a
+      model's outputs of masked steps are 0), `dtype` and so on.
 
     Args:
-      weights: as `layer.get_weights()` returns them; of a stack a list of such, first layer first.
-      config: as `layer.get_config()` returns it; of a stack a list of such.
-      reset_after: where neither a bias nor a config says it.
+      weights: as from `layer.get_weights()`; for a stack a list of such, first layer first.
+      config: as from `layer.get_config()`; for a stack a list of such.
+      reset_after: used if neither a bias nor a config tells it.
 
     Returns:
-      The model, with NumPy arrays in the dtype given.
+      The model, with NumPy arrays in their own dtype.
 
     Raises:
-      TypeError: if weights or config are not of their kind.
-      ValueError: if a shape does not fit, or config says what the model cannot be or the weights are not.
+      TypeError: if weights or config have another type.
+      ValueError: if a shape does not fit, or config contradicts the weights, or no model can represent it.
 
     >>> weights = [np.ones((3, 12)), np.ones((4, 12)), np.zeros((2, 12))]
     >>> from_keras(weights).params[0].recurrent_bias.shape
@@ -60,7 +60,7 @@ def from_keras(
     if len(configs) != len(layers) or not all(one is None or isinstance(one, Mapping) for one in configs):
         raise TypeError(f"config must be a mapping, or of a stack a list of {len(layers)}, got {config!r}")
     cells = [list(_cells(f"weights[{i}]" if is_stack else "weights", layer)) for i, layer in enumerate(layers)]
-    options = [each for layer, given in zip(cells, configs, strict=True) for each in _options(given, len(layer))]
+    options = [each for layer, one in zip(cells, configs, strict=True) for each in _options(one, len(layer))]
     flat = [found for layer in cells for found in layer]
     first = flat[0].leaves
     is_after = "bias[0]" in first or ("bias" not in first and options[0].get("reset_after", reset_after))
@@ -79,27 +79,27 @@ def to_keras(model: Model, config: Config | Sequence[Config] | None = None) -> l
     There are biases if any cell of the model has one.
 
     Args:
-      model: with the equations `gru_jax.CUDNN` (Keras' default) or `gru_jax.CHO2014` (reset_after=False), or others if
-        config says that the layer has them.
-      config: of the layer that is to have the weights, as `layer.get_config()` returns it; of a stack a list of such.
-        It must say what the model is, see `from_keras`.
+      model: with the equations `gru_jax.CUDNN` (Keras' default) or `gru_jax.CHO2014` (reset_after=False); or others,
+        if config has them.
+      config: of the layer that gets the weights, as from `layer.get_config()`; for a stack a list of such. It must
+        agree with the model, see `from_keras`.
 
     Raises:
-      TypeError, ValueError: if the parameters do not fit the stack, or it is one that Keras, or the layer, cannot be.
+      TypeError, ValueError: if the parameters do not fit the stack, or Keras, or the layer, cannot represent it.
     """
     if config is None:
         stack = layouts.checked(model, "keras.layers.GRU", (CUDNN, CHO2014))
     else:
         stack = check_gru(model).stack
-        layouts.refuse_zoneout(stack, "keras.layers.GRU")
+        layouts.check_no_zoneout(stack, "keras.layers.GRU")
     layout = layouts.KERAS if stack.cell.reset_after else layouts.KERAS_BEFORE
     layers = []
     for layer in layouts.by_layer(model):
         arrays: list[Any] = []
         for params in layer:
             kernel, recurrent_kernel, *biases = layout.packing.pack(params, model.use_bias)
-            given = [bias for bias in biases if bias is not None]
-            arrays += [kernel, recurrent_kernel, *([np.stack(given)] if len(given) == 2 else given)]
+            biases = [bias for bias in biases if bias is not None]
+            arrays += [kernel, recurrent_kernel, *([np.stack(biases)] if len(biases) == 2 else biases)]
         layers.append(arrays)
     weights = layers[0] if len(layers) == 1 else layers
     if config is not None:
@@ -108,15 +108,15 @@ def to_keras(model: Model, config: Config | Sequence[Config] | None = None) -> l
 
 
 def _check_target(stack: Stack, target: Stack) -> None:
-    """Refuses to give a layer the weights of another."""
+    """Checks that the model's stack agrees with the one of the target's config."""
     for name in ("cell", "reverse", "bidirectional", "time_major"):
         expected, got = getattr(target, name), getattr(stack, name)
         if got != expected:
             raise ValueError(f"model.stack.{name} must be what config says, {expected}, got {got}")
 
 
-def _cells(name: str, layer: Sequence[Any]) -> Iterator[layouts.Found]:
-    """The arrays of each direction of a layer, by the names of the layout."""
+def _cells(name: str, layer: Sequence[Any]) -> Iterator[layouts.CellArrays]:
+    """The arrays of each direction of a layer, by their names in the layout."""
     if len(layer) not in (2, 3, 4, 6):
         raise ValueError(
             f"{name} must be kernel, recurrent_kernel and, with use_bias, bias; for Bidirectional twice these; "
@@ -128,7 +128,7 @@ def _cells(name: str, layer: Sequence[Any]) -> Iterator[layouts.Found]:
         named = {"kernel": kernel, "recurrent_kernel": recurrent_kernel}
         for bias in biases:
             named |= {f"bias[{i}]": row for i, row in enumerate(bias)} if bias.ndim == 2 else {"bias": bias}
-        yield layouts.Found(named, f"{name}{'[backward]' * direction}.")
+        yield layouts.CellArrays(named, f"{name}{'[backward]' * direction}.")
 
 
 def _options(config: Config | None, directions: int) -> list[Config]:
@@ -153,12 +153,12 @@ def _options(config: Config | None, directions: int) -> list[Config]:
     return cells
 
 
-def _functions(given: Config) -> list[Any]:
+def _functions(config: Config) -> list[Any]:
     """σ and φ of a configuration."""
     functions = []
     for option in ("recurrent_activation", "activation"):
-        name = given.get(option, _DEFAULTS[option])
-        if name == "hard_sigmoid" and ("implementation" in given or "time_major" in given):
+        name = config.get(option, _DEFAULTS[option])
+        if name == "hard_sigmoid" and ("implementation" in config or "time_major" in config):
             raise ValueError(
                 f"config[{option!r}] must not be 'hard_sigmoid' in Keras 2, whose options these are: there it is "
                 "clip(0.2 x + 0.5, 0, 1), in Keras 3 and jax.nn it is clip(x/6 + 0.5, 0, 1)"
@@ -176,9 +176,9 @@ def _functions(given: Config) -> list[Any]:
 
 
 def _check_options(options: Sequence[Config], model: Model) -> None:
-    """Refuses configurations of directions that a model cannot have, or that are of other weights."""
+    """Checks that the configuration of each direction agrees with the weights, and that a model can represent it."""
     stack = model.stack
-    for i, (given, params) in enumerate(zip(options, model.params, strict=True)):
+    for i, (config, params) in enumerate(zip(options, model.params, strict=True)):
         layer, is_backward = divmod(i, stack.directions)
         expected = {
             "go_backwards": is_backward > 0 or (stack.reverse and layer == 0),
@@ -188,14 +188,14 @@ def _check_options(options: Sequence[Config], model: Model) -> None:
             "time_major": stack.time_major,
         } | {option: options[0].get(option, default) for option, default in _DEFAULTS.items()}
         for key, value in expected.items():
-            if given.get(key, value) != value:
-                raise ValueError(f"config[{key!r}] must be {value!r}, got {given[key]!r}")
-        if given.get("stateful"):
+            if config.get(key, value) != value:
+                raise ValueError(f"config[{key!r}] must be {value!r}, got {config[key]!r}")
+        if config.get("stateful"):
             raise ValueError(
                 "config['stateful'] must be False, got True: a model keeps no state between calls; whoever passes the "
                 "carry of one call on as initial_carry of the next says False here"
             )
-        if layer + 1 < stack.num_layers and not given.get("return_sequences", True):
+        if layer + 1 < stack.num_layers and not config.get("return_sequences", True):
             raise ValueError(f"config[{layer}]['return_sequences'] must be True below another layer, got False")
     if stack.reverse and options[-1].get("return_sequences"):
         raise ValueError(

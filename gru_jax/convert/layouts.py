@@ -1,4 +1,4 @@
-"""Where frameworks have the weights of a cell: a table, and the engine that reads and writes by it."""
+"""Where frameworks store the weights of a cell: a table, and the code that reads and writes by it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gru_jax import checks
 from gru_jax.cells import CUDNN, GRU, Params
 from gru_jax.convert import foreign, packing
-from gru_jax.convert.packing import Packed, Packing
+from gru_jax.convert.packing import PackedWeights, Packing
 from gru_jax.layers import Stack
 from gru_jax.models import Model, check_gru
 
@@ -18,11 +19,11 @@ Leaves = dict[str, Any]
 
 
 class Layout(NamedTuple):
-    """Where a framework has the weights of a cell.
+    """Where a framework stores the weights of a cell.
 
     Attributes:
-      packing: in which order.
-      kernel, recurrent_kernel, bias, recurrent_bias: their names: one, or three if each gate has its own, or none.
+      packing: the order of the gates within an array.
+      kernel, recurrent_kernel, bias, recurrent_bias: names of arrays: one, or three if each gate has its own, or none.
     """
 
     packing: Packing
@@ -48,12 +49,12 @@ HAIKU = Layout(packing.HAIKU, ("w_i",), ("w_h",), ("b",))
 EQUINOX = Layout(packing.EQUINOX, ("weight_ih",), ("weight_hh",), ("bias",), ("bias_n",))
 
 
-class Found(NamedTuple):
+class CellArrays(NamedTuple):
     """The arrays of a cell, by the names of its layout.
 
     Attributes:
-      leaves: emptied as they are read.
-      before, after: what stands around the names where they come from, for errors.
+      leaves: the arrays. `pop` removes them.
+      before, after: prefix and suffix of the names at their source, for errors.
     """
 
     leaves: Leaves
@@ -61,34 +62,35 @@ class Found(NamedTuple):
     after: str = ""
 
     def full(self, name: str) -> str:
-        """A name as whoever passed the weights knows it."""
+        """The full name of an array at its source."""
         return f"{self.before}{name}{self.after}"
 
-    def take(self, name: str, symbols: str, expected: tuple[int, ...]) -> Any:
-        """Removes an array that has this name and shape."""
+    def pop(self, name: str, symbols: str, expected: tuple[int, ...]) -> Any:
+        """Removes and returns the array of a name, if it has this shape and is in floating point."""
         if name not in self.leaves:
             got = [self.full(other) for other in self.leaves]
             raise ValueError(f"{self.full(name)} must be there, of shape {symbols} = {expected}, got {got}")
         value = self.leaves.pop(name)
         if value.shape != expected:
             raise ValueError(f"{self.full(name)} must have shape {symbols} = {expected}, got {value.shape}")
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"{self.full(name)} must be floating point, got {value.dtype}")
+        if value.dtype.name not in checks.FLOATS:
+            known = ", ".join(checks.FLOATS)
+            raise ValueError(f"{self.full(name)} must be floating point, got {value.dtype}: expected one of {known}")
         return value
 
 
-def model_of(layout: Layout, cells: Sequence[Found], cell: GRU, num_layers: int) -> Model:
-    """A model of cells in the flat order; every name and shape is checked, and nothing is left over.
+def model_of(layout: Layout, cells: Sequence[CellArrays], cell: GRU, num_layers: int) -> Model:
+    """A model from the arrays of its cells, in the flat order. All names and shapes are checked.
 
     Raises:
-      ValueError: if something does not fit; names it.
+      ValueError: if an array is missing, not known or does not fit; names it.
     """
     if not cells:
         raise ValueError("there must be the weights of one cell at least, got none")
     if len(cells) % num_layers:
         raise ValueError(f"every layer must have as many directions as the first, got {len(cells)} cells")
     first = cells[0]
-    _refuse_another_cell(layout, first)
+    _check_is_gru(layout, first)
     features, width = (_rows(layout, field, first) for field in ("recurrent_kernel", "kernel"))
     stack = Stack(cell, features, num_layers=num_layers, bidirectional=len(cells) == 2 * num_layers)
     widths = stack.widths(width)
@@ -96,8 +98,8 @@ def model_of(layout: Layout, cells: Sequence[Found], cell: GRU, num_layers: int)
     return Model(tuple(params), stack)
 
 
-def _refuse_another_cell(layout: Layout, found: Found) -> None:
-    """Says so where the weights are those of an LSTM or of another cell."""
+def _check_is_gru(layout: Layout, found: CellArrays) -> None:
+    """Raises an error that names the cell if the weights are those of an LSTM or of another cell."""
     names = layout.recurrent_kernel
     value = found.leaves.get(names[0])
     if value is not None and value.ndim == 2 and len(names) == 1:
@@ -109,8 +111,8 @@ def _refuse_another_cell(layout: Layout, found: Found) -> None:
         raise ValueError(message)
 
 
-def _rows(layout: Layout, field: str, found: Found) -> int:
-    """The rows of a matrix of weights, as we have it."""
+def _rows(layout: Layout, field: str, found: CellArrays) -> int:
+    """The number of rows of a matrix of weights, in our orientation."""
     names = getattr(layout, field)
     symbols, _ = _shape(layout, field, len(names), 0, 0)
     full, value = found.full(names[0]), found.leaves.get(names[0])
@@ -121,25 +123,25 @@ def _rows(layout: Layout, field: str, found: Found) -> int:
     return value.shape[1 if layout.packing.transposed else 0]
 
 
-def _params(layout: Layout, found: Found, cell: GRU, width: int, features: int) -> Params:
+def _params(layout: Layout, found: CellArrays, cell: GRU, width: int, features: int) -> Params:
     use_bias = any(name in found.leaves for name in layout.bias)
     packed: dict[str, Any] = {}
-    for field in Packed._fields:
+    for field in PackedWeights._fields:
         names = getattr(layout, field)
-        absent = field == "recurrent_bias" and not cell.reset_after
-        if not names or absent or (field.endswith("bias") and not use_bias):
+        is_absent = field == "recurrent_bias" and not cell.reset_after
+        if not names or is_absent or (field.endswith("bias") and not use_bias):
             continue
         symbols, shape = _shape(layout, field, len(names), width, features)
-        packed[field] = np.concatenate([found.take(name, symbols, shape) for name in names], axis=-1)
+        packed[field] = np.concatenate([found.pop(name, symbols, shape) for name in names], axis=-1)
     if found.leaves:
         unknown = list(map(found.full, found.leaves))
         raise ValueError(f"the weights of a cell must have nothing but what its equations need, got {unknown} too")
-    return layout.packing.unpack(Packed(**packed), cell.reset_after)
+    return layout.packing.unpack(PackedWeights(**packed), cell.reset_after)
 
 
 def _shape(layout: Layout, field: str, parts: int, width: int, features: int) -> tuple[str, tuple[int, ...]]:
-    """The shape of one of the arrays that make up a field, in symbols and in numbers."""
-    gates = len(layout.packing.second) if field == "recurrent_bias" else 3 // parts
+    """The shape of each of the `parts` arrays of a field, in symbols and in numbers."""
+    gates = len(layout.packing.recurrent_biases) if field == "recurrent_bias" else 3 // parts
     side = f"{gates}·features" if gates > 1 else "features"
     if field.endswith("bias"):
         return f"({side},)", (gates * features,)
@@ -159,32 +161,33 @@ def arrays_of(layout: Layout, params: Params, reset_after: bool, use_bias: bool)
 
 
 def checked(model: Model, target: str, cells: Sequence[GRU], bidirectional: bool = True) -> Stack:
-    """The stack of a model that the target can be."""
+    """The stack of a model, if the target can represent it."""
     stack = check_gru(model).stack
     if stack.cell not in cells:
         known = " or ".join("gru_jax.CUDNN" if cell == CUDNN else "gru_jax.CHO2014" for cell in cells)
         raise ValueError(f"model.stack.cell must be {known} for {target}, got {stack.cell}")
     if stack.reverse:
         raise ValueError(f"model.stack.reverse must be False for {target}, got True")
-    refuse_zoneout(stack, target)
+    check_no_zoneout(stack, target)
     if stack.bidirectional and not bidirectional:
         raise ValueError(f"model.stack.bidirectional must be False for {target}, got True")
     return stack
 
 
-def refuse_zoneout(stack: Stack, target: str) -> None:
-    """A target has no zoneout, which is there in evaluation, too, unlike dropout."""
+def check_no_zoneout(stack: Stack, target: str) -> None:
+    """Raises an error if there is zoneout, which no target has. Unlike dropout, it acts in evaluation too."""
     if stack.zoneout:
         raise ValueError(f"model.stack.zoneout must be 0 for {target}, got {stack.zoneout}")
 
 
 def by_layer(model: Model) -> list[tuple[Params, ...]]:
+    """The parameters of each layer, one member for each direction."""
     each = model.stack.directions
     return [model.params[i : i + each] for i in range(0, len(model.params), each)]
 
 
 def mapping(name: str, value: Any, source: str) -> Mapping[Any, Any]:
-    """An argument that must be a mapping; `source` says where a user has it from."""
+    """Checks that an argument is a mapping, and returns it; `source` tells where to get one."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a mapping of names to arrays, from {source}, got {type(value).__name__}")
     return value
@@ -200,6 +203,7 @@ def leaves_of(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def nested(leaves: Leaves) -> dict[str, Any]:
+    """Nested dicts of arrays by path."""
     tree: dict[str, Any] = {}
     for path, value in leaves.items():
         *parents, name = path.split(".")
@@ -211,10 +215,10 @@ def nested(leaves: Leaves) -> dict[str, Any]:
 
 
 def array_of(value: Any) -> np.ndarray:
-    """NumPy's array of an array, a torch tensor, a variable of Flax's nnx or a box of its linen.
+    """A NumPy array of an array, a torch tensor, a variable of Flax's nnx or a box of Flax's linen.
 
-    NumPy cannot ask torch for bfloat16; float32 holds it exactly. A box, as `nn.with_partitioning` makes it, is a
-    pytree of one leaf; its own `unbox` would put that on a mesh besides.
+    NumPy cannot read bfloat16 from torch, so it goes through float32, which is exact. A box, e.g. of
+    `nn.with_partitioning`, is a pytree of one leaf; its own `unbox` would also put that on a mesh.
     """
     if hasattr(value, "unbox"):
         (value,) = jax.tree.leaves(value)
@@ -223,6 +227,6 @@ def array_of(value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     value = value.get_value() if hasattr(value, "get_value") else value
-    # NumPy has no PRNG keys. What is not floating point is refused by name, wherever it is.
+    # NumPy has no PRNG keys. Arrays that are not in floating point are refused later, by name.
     is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(value) if is_key else value)

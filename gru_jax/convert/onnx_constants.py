@@ -1,4 +1,4 @@
-"""Constants of an ONNX graph: what is the same whatever is fed, folded with onnx' reference evaluator."""
+"""Constants of an ONNX graph, folded by onnx' reference evaluator: tensors that do not depend on what is fed."""
 
 import itertools
 import math
@@ -10,24 +10,24 @@ import numpy as np
 from gru_jax.convert.files import library
 
 FOLDED_UP_TO = 64 * 2**20
-"""The bytes that all results of folding in one graph may take together."""
+"""Limit on the bytes of all folded results of a graph."""
 
 _PROBES = ((2, 1), (5, 3))
-"""Counts of the sizes that the graph's inputs do not fix: what is the same for both of them is a constant."""
+"""First value and step of two series of sizes for those that the inputs leave open. A constant is the same for both."""
 
 
 def operator(node: Any) -> str:
-    """A node's operator, with its domain if that is not ONNX' own."""
+    """A node's operator, with its domain unless that is ONNX' own."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def label(node: Any) -> str:
-    """What an error calls a node."""
+    """The name of a node in errors."""
     return f"node {node.name or next(filter(None, node.output), node.op_type)!r}"
 
 
 class Constants:
-    """The constants of a graph, and what its nodes are."""
+    """The constants of a graph, and the attributes of its nodes."""
 
     def __init__(self, onnx: Any, proto: Any, producers: Mapping[str, int], order: Sequence[int]) -> None:
         """Takes the graph of a model.
@@ -35,15 +35,15 @@ class Constants:
         Args:
           onnx: the library.
           proto: a ModelProto.
-          producers: the place, among its nodes, of the one that makes a tensor.
-          order: the places of all nodes, in topological order.
+          producers: by the name of a tensor, the index of the node that produces it.
+          order: the indices of all nodes, in topological order.
 
         Raises:
           ValueError: if the model does not name one version of ONNX' operators that is understood, or a constant has
             a negative size.
         """
         versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
-        # Before version 7 GRU and Dropout were others; the library counts in 32 bits.
+        # GRU and Dropout differ before version 7. The library stores versions in 32 bits.
         if len(versions) != 1 or not 7 <= versions[0] < 2**31:
             raise ValueError(f"source must import ONNX' operators once, in version 7 or a newer one, got {versions}")
         self._onnx = onnx
@@ -69,7 +69,7 @@ class Constants:
         """A node's attributes by name, as Python values.
 
         Raises:
-          ValueError: if the node is not as ONNX has it: in its attributes, or in how many inputs and outputs it has.
+          ValueError: if its attributes, or its numbers of inputs and outputs, are not valid in ONNX.
         """
         try:
             self._onnx.checker.check_node(_plain(self._onnx, node), self._context)
@@ -78,10 +78,10 @@ class Constants:
         return {attribute.name: self._onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
     def value(self, name: str) -> np.ndarray | None:
-        """The value of a tensor; None for one that depends on what is fed, or on a size that is not fixed.
+        """The value of a tensor; None if it depends on what is fed, or on a size that is not fixed.
 
         Raises:
-          ValueError: if it is damaged, or takes more than `FOLDED_UP_TO` bytes to fold.
+          ValueError: if it is damaged, or folding it exceeds `FOLDED_UP_TO` bytes.
         """
         if name not in self._values:
             places = self._needed(name, self._inputs)
@@ -97,7 +97,7 @@ class Constants:
         return self._values[name]
 
     def value_at(self, name: str, shapes: Mapping[str, Sequence[int]]) -> np.ndarray | None:
-        """The value of a tensor if others, that are no constants, have these shapes; None if it depends on more.
+        """The value of a tensor, given the shapes of others that are not constants; None if it depends on more.
 
         Raises:
           ValueError: as `value`.
@@ -106,29 +106,29 @@ class Constants:
         return None if places is None else self._fold(name, places, shapes)
 
     def _sized(self, start: int, step: int) -> dict[str, list[int]]:
-        """Shapes of the graph's inputs, whose sizes that are not fixed count from `start`."""
+        """Shapes of the graph's inputs; sizes that are not fixed are start, start + step and so on."""
         count = itertools.count(start, step)
         return {name: [next(count) if size is None else size for size in shape] for name, shape in self._inputs.items()}
 
     def _is_assumed(self, place: int, shapes: Mapping[str, Any]) -> bool:
-        """Whether a node's result is one of these shapes."""
+        """Whether a node returns one of these shapes."""
         node = self._nodes[place]
         return operator(node) == "Shape" and node.input[0] in shapes
 
     def _needed(self, name: str, shapes: Mapping[str, Any]) -> list[int] | None:
-        """Places of the nodes that make a tensor, in the order to evaluate them; None if it is no constant."""
+        """Indices of the nodes to evaluate for a tensor, in order; None if it is not a constant."""
         places: set[int] = set()
         pending = [name]
         while pending:
-            given = pending.pop()
-            if given in self._initializers:
+            tensor = pending.pop()
+            if tensor in self._initializers:
                 continue
-            place = self._producers.get(given)
+            place = self._producers.get(tensor)
             if place is None or operator(self._nodes[place]) not in _RESULT_BYTES:
                 return None
             if place not in places:
                 places.add(place)
-                self.attributes(self._nodes[place])  # refuses a node that is not valid
+                self.attributes(self._nodes[place])  # checks that the node is valid
                 if not self._is_assumed(place, shapes):
                     pending.extend(filter(None, self._nodes[place].input))
         return sorted(places, key=self._rank.__getitem__)
@@ -151,7 +151,7 @@ class Constants:
             raise ValueError(f"constant {name!r} of the graph is damaged: {error}") from error
 
     def _evaluated(self, node: Any, inputs: Sequence[Any]) -> list[np.ndarray]:
-        """The outputs of one node, whose inputs are these."""
+        """The outputs of one node for these inputs."""
         graph = self._onnx.GraphProto()
         graph.node.append(_plain(self._onnx, node))
         names = [name for name in node.output if name]
@@ -169,7 +169,7 @@ class Constants:
 
 
 def fixed_sizes(given: Any) -> list[int | None] | None:
-    """The shape that a ValueInfoProto declares, None for sizes that it does not fix, or by 0; None if it has none."""
+    """The shape that a ValueInfoProto declares, with None for sizes that are open or 0; None if it declares none."""
     if not given.type.tensor_type.HasField("shape"):
         return None
     sizes = given.type.tensor_type.shape.dim
@@ -177,7 +177,7 @@ def fixed_sizes(given: Any) -> list[int | None] | None:
 
 
 def _plain(onnx: Any, node: Any) -> Any:
-    """The node, its domain by the shorter of its two names."""
+    """The node, with the shorter of the two names of ONNX' domain."""
     if node.domain != "ai.onnx":
         return node
     plain = onnx.NodeProto()
@@ -187,14 +187,14 @@ def _plain(onnx: Any, node: Any) -> Any:
 
 
 def _check_types(onnx: Any, kind: str, opset: int, inputs: Sequence[Any]) -> None:
-    """Refuses inputs of dtypes that the operator does not take, or not together."""
+    """Checks that the operator takes inputs of these dtypes together."""
     expected = onnx.defs.get_schema(kind, opset, "").inputs
     types: dict[str, str] = {}
     for place, value in enumerate(inputs):
         if value is not None:
-            formal = expected[min(place, len(expected) - 1)]  # the last may be there several times
-            given = onnx.TensorProto.DataType.Name(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)).lower()
-            if f"tensor({given})" not in formal.types or types.setdefault(formal.type_str, given) != given:
+            formal = expected[min(place, len(expected) - 1)]  # the last may be repeated
+            got = onnx.TensorProto.DataType.Name(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)).lower()
+            if f"tensor({got})" not in formal.types or types.setdefault(formal.type_str, got) != got:
                 raise ValueError(f"expected an input {formal.name} of another dtype, got {value.dtype}")
 
 
@@ -255,7 +255,7 @@ _RESULT_BYTES: dict[str, Callable[..., int]] = {
     "Transpose": _view,
     "Unsqueeze": _view,
 }
-"""The operators that are folded, and the bytes that their results take at most, before they are computed.
+"""The operators that are folded, and an upper bound on the bytes of their results, known before computing them.
 
-A view has memory in common with its input.
+A view shares the memory of its input.
 """

@@ -1,4 +1,4 @@
-"""Reading an ONNX graph: constants, producers of tensors, and how one GRU node's outputs reach the next."""
+"""Reading an ONNX graph: constants, producers of tensors, and the path from one GRU node to the next."""
 
 import collections
 import contextlib
@@ -17,15 +17,15 @@ from gru_jax.convert.files import library
 from gru_jax.convert.onnx_constants import Constants, fixed_sizes, label, operator
 
 MAX_NODES = 1_000_000
-"""The nodes that a graph may have when its functions are inlined: calls of calls would be without a bound."""
+"""Limit on the nodes of a graph after its functions are inlined, since nested calls can make it grow without bound."""
 
 _READ_UP_TO = 2**10
-"""Bytes of a constant that may be a shape."""
+"""Only constants with fewer bytes can be shapes."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """The dtypes of ONNX' GRU."""
 
-# Times and batches at which a Reshape is looked at: none may pass by chance.
+# Sizes of time and batch for which a Reshape is tried. With all of them none passes by chance.
 _SIZES = ((1, 1), (2, 3), (3, 2), (1, 5), (5, 1), (1009, 2003))
 
 # Axes of a tensor between two GRU nodes.
@@ -33,10 +33,10 @@ TIME, BATCH, DIRECTION, FEATURE, SIDE_BY_SIDE = "time", "batch", "direction", "f
 
 
 class Graph:
-    """The main graph of a model, without a cycle.
+    """The main graph of a model, which has no cycle.
 
     Attributes:
-      nodes: as the file has them.
+      nodes: in the order of the file.
     """
 
     def __init__(self, onnx: Any, source: Any) -> None:
@@ -47,7 +47,8 @@ class Graph:
           source: a ModelProto, or the path of its file.
 
         Raises:
-          ValueError: if a file is damaged, or its graph is none that could be computed; OSError if it cannot be read.
+          ValueError: if a file is damaged, or its graph is not valid.
+          OSError: if the file cannot be read.
           TypeError: if source is neither.
         """
         proto = _inlined(_load(onnx, source))
@@ -66,7 +67,7 @@ class Graph:
         self.constant_at = self._constants.value_at
 
     def producer(self, name: str) -> Any:
-        """The node that makes a tensor, Identity nodes aside; None for inputs and constants."""
+        """The node that produces a tensor, apart from Identity nodes; None for inputs and constants."""
         while name in self._producers:
             node = self.nodes[self._producers[name]]
             if operator(node) != "Identity" or not node.input:
@@ -75,7 +76,7 @@ class Graph:
         return None
 
     def is_made_of(self, name: str, kind: str) -> bool:
-        """Whether the values of a tensor depend on those that a node of a kind makes, and not on their shape alone."""
+        """Whether the values of a tensor depend on the values, not only the shape, that a node of a kind produces."""
         pending, seen = [name], set()
         while pending:
             place = self._producers.get(pending.pop())
@@ -88,22 +89,22 @@ class Graph:
         return False
 
     def shape(self, name: str) -> list[int | None] | None:
-        """The sizes of a tensor that is no constant, as the graph fixes them, None for others; None if unknown."""
+        """The shape of a tensor that is not a constant, with None for open sizes; None if unknown."""
         given = self._types().get(name)
         return None if given is None else fixed_sizes(given)
 
     def dtype(self, name: str) -> np.dtype | None:
-        """The dtype of a tensor that is no constant; None if unknown."""
+        """The dtype of a tensor that is not a constant; None if unknown."""
         given = self._types().get(name)
         kind = 0 if given is None else given.type.tensor_type.elem_type
         known = self._onnx.TensorProto.DataType.values()[1:]
         return self._onnx.helper.tensor_dtype_to_np_dtype(kind) if kind in known else None
 
     def _types(self) -> dict[str, Any]:
-        """What the graph says of its inputs by name, and what follows from that for other tensors."""
+        """Types and shapes by name: those that the graph declares for its inputs, and those inferred for others."""
         if self._declared is None:
             model = self._onnx.ModelProto(ir_version=self._proto.ir_version, opset_import=self._proto.opset_import)
-            # On a Slice of an axis of negative size the library (1.23) ends the process.
+            # The library (1.23) ends the process on a Slice of an axis of negative size.
             is_safe = (all(inner.op_type != "Slice" for inner in _nested([node])) for node in self.nodes)
             model.graph.node.extend(itertools.compress(self.nodes, is_safe))
             model.graph.input.extend(self._proto.graph.input)
@@ -111,7 +112,7 @@ class Graph:
                 if size.dim_value < 0:
                     size.ClearField("dim_value")
             for tensor in self._proto.graph.initializer:
-                # Numbers of weights do not matter, and are many.
+                # The values of weights do not matter, and are many.
                 bare = self._onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
                 model.graph.initializer.append(tensor if tensor.ByteSize() < _READ_UP_TO else bare)
             known = list(model.graph.input)
@@ -121,29 +122,29 @@ class Graph:
         return self._declared
 
     def path(self, start: Sequence[str], end: str) -> list[Any] | None:
-        """The nodes through which one of the tensors `start` reaches `end`, in this order; None if it does not.
+        """The nodes on the path from one of the tensors `start` to `end`, in order; None if there is no path.
 
-        Only nodes that move numbers, and do not change them, count: see `_MOVES`.
+        A path has only nodes that move numbers and do not change them: those of `_AXIS_RULES`.
         """
         nodes: list[Any] = []
         while end not in start:
             node = self.nodes[self._producers[end]] if end in self._producers else None
-            if node is None or operator(node) not in _MOVES or node.output[0] != end:
+            if node is None or operator(node) not in _AXIS_RULES or node.output[0] != end:
                 return None
-            self.attributes(node)  # refuses what is not valid
+            self.attributes(node)  # checks that the node is valid
             nodes.insert(0, node)
             end = node.input[0]
         return nodes
 
-    def moved(self, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
-        """The axes of a node's output, for its input with these axes; None if they have no names.
+    def output_axes(self, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
+        """The names of the axes of a node's output; None if the node mixes axes.
 
         Args:
-          node: of a kind in `_MOVES`.
-          axes: of its input.
+          node: of a kind in `_AXIS_RULES`.
+          axes: the names of the axes of its input.
           sizes: of DIRECTION and FEATURE.
         """
-        return _MOVES[operator(node)](self, node, axes, sizes)
+        return _AXIS_RULES[operator(node)](self, node, axes, sizes)
 
 
 def _load(onnx: Any, source: Any) -> Any:
@@ -154,7 +155,7 @@ def _load(onnx: Any, source: Any) -> Any:
     data = Path(source).read_bytes()
     try:
         proto = onnx.load_model_from_string(data)
-        # Weights may lie in files beside it.
+        # Weights may be in other files beside it.
         onnx.load_external_data_for_model(proto, str(Path(source).parent))
     except Exception as error:  # protobuf's DecodeError, onnx' ValidationError, OSError: no common ancestor
         hint = foreign.another_file(source)
@@ -163,7 +164,7 @@ def _load(onnx: Any, source: Any) -> Any:
 
 
 def _inlined(proto: Any) -> Any:
-    """The model without functions, whose bodies take the place of their calls."""
+    """The model with its functions inlined."""
     if not proto.functions:
         return proto
     functions = {(function.domain, function.name): function for function in proto.functions}
@@ -192,7 +193,7 @@ def _nested(nodes: Sequence[Any]) -> Iterator[Any]:
 
 
 def _producers(graph: Any) -> dict[str, int]:
-    """The place of the node that makes a tensor, if no tensor has several origins or none."""
+    """By the name of a tensor, the index of the node that produces it; checks that each tensor has one origin."""
     made = [(name, place) for place, node in enumerate(graph.node) for name in node.output if name]
     given = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
     names = [*given, *(tensor.name for tensor in graph.initializer), *(name for name, _ in made)]
@@ -206,7 +207,7 @@ def _producers(graph: Any) -> dict[str, int]:
 
 
 def _order(what: str, before: Mapping[Any, Sequence[Any]], name: Callable[[Any], str]) -> list[Any]:
-    """Keys so that each comes after those that must be before it."""
+    """The keys in an order in which each comes after those in `before`."""
     try:
         return list(graphlib.TopologicalSorter(before).static_order())
     except graphlib.CycleError as error:
@@ -219,7 +220,7 @@ def _transposed(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str,
 
 
 def _squeezed(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
-    """Axes of Squeeze are an input since operator set 13, before that an attribute."""
+    """Squeeze. Its axes are an input since operator set 13, before that an attribute."""
     attribute = graph.attributes(node).get("axes")
     given = graph.constant(node.input[1]) if len(node.input) > 1 else attribute
     place = axes.index(DIRECTION) if DIRECTION in axes and sizes[DIRECTION] == 1 else None
@@ -231,37 +232,37 @@ def _squeezed(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, i
 def _reshaped(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
     """A Reshape that leaves time and batch alone: it joins the directions to the features, or drops a single one.
 
-    Its shape is looked at for several sizes of time and batch: those that the graph fixes, and any for the others.
+    Its shape is evaluated for several sizes of time and batch, except for those that the graph fixes.
     """
     allowzero = graph.attributes(node).get("allowzero", 0)
     fixed = dict(zip(axes, graph.shape(node.input[0]) or [], strict=False))
-    kept = [axes]
+    candidates = [axes]
     if sizes[DIRECTION] == 1:
-        kept.append(tuple(axis for axis in axes if axis != DIRECTION))
+        candidates.append(tuple(axis for axis in axes if axis != DIRECTION))
     if axes[2:] == (DIRECTION, FEATURE):
-        kept.append((*axes[:2], SIDE_BY_SIDE))
+        candidates.append((*axes[:2], SIDE_BY_SIDE))
     for time, batch in _SIZES:
         of = {TIME: fixed.get(TIME) or time, BATCH: fixed.get(BATCH) or batch, **sizes}
         of[SIDE_BY_SIDE] = sizes[DIRECTION] * sizes[FEATURE]
-        given = [of[axis] for axis in axes]
-        shape = graph.constant_at(node.input[1], {node.input[0]: given}) if len(node.input) > 1 else None
-        target = None if shape is None or shape.ndim != 1 else _resolved(shape.tolist(), given, allowzero)
-        kept = [names for names in kept if [of[axis] for axis in names] == target]
-    return kept[0] if kept else None
+        shape = [of[axis] for axis in axes]
+        target = graph.constant_at(node.input[1], {node.input[0]: shape}) if len(node.input) > 1 else None
+        result = None if target is None or target.ndim != 1 else _resolved(target.tolist(), shape, allowzero)
+        candidates = [names for names in candidates if [of[axis] for axis in names] == result]
+    return candidates[0] if candidates else None
 
 
-def _resolved(shape: Sequence[int], given: Sequence[int], allowzero: int) -> list[int] | None:
-    """The sizes that a Reshape to `shape` makes of these; None if it cannot."""
+def _resolved(target: Sequence[int], shape: Sequence[int], allowzero: int) -> list[int] | None:
+    """The shape after a Reshape from `shape` to `target`, where 0 and -1 are special; None if it is invalid."""
     if not allowzero:
-        shape = [given[i] if size == 0 and i < len(given) else size for i, size in enumerate(shape)]
-    if -1 in shape:
-        rest = -math.prod(shape)
-        shape = [math.prod(given) // rest if size == -1 else size for size in shape] if rest > 0 else shape
-    return list(shape) if math.prod(shape) == math.prod(given) and min(shape, default=1) > 0 else None
+        target = [shape[i] if size == 0 and i < len(shape) else size for i, size in enumerate(target)]
+    if -1 in target:
+        rest = -math.prod(target)
+        target = [math.prod(shape) // rest if size == -1 else size for size in target] if rest > 0 else target
+    return list(target) if math.prod(target) == math.prod(shape) and min(target, default=1) > 0 else None
 
 
 def _same(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
-    """Identity; and Dropout, if not for training."""
+    """Identity; and Dropout, unless it is for training."""
     training = node.input[2] if len(node.input) > 2 else ""
     if training:
         value = graph.constant(training)
@@ -270,7 +271,7 @@ def _same(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int])
     return axes
 
 
-_MOVES = {
+_AXIS_RULES = {
     "Transpose": _transposed,
     "Squeeze": _squeezed,
     "Reshape": _reshaped,

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 _BLOCKS = {"LSTM": 4, "RNN": 1}
-"""Of recurrent weights, in nodes of other cells."""
+"""The number of recurrent matrices in nodes of other cells."""
 
 
-class Layer(NamedTuple):
+class GRUNode(NamedTuple):
     """A GRU node.
 
     Attributes:
@@ -71,26 +71,26 @@ def from_onnx(
 ) -> Model | tuple[Model, Carry | None]:
     """The GRU nodes of an ONNX model, one layer each.
 
-    A node's outputs may reach the next node through Squeeze, Transpose, Reshape, Identity and Dropout at inference, as
-    exporters write them. All else around the nodes stays with the caller: what comes before and after, and tensors that
-    are fed or computed as sequence_lens and initial_h, which a model takes as seq_lengths and initial_carry.
+    Between two nodes there may be Squeeze, Transpose, Reshape, Identity, and Dropout at inference, as exporters write
+    them. Everything else is left to the caller: the nodes before and after, and tensors that are fed or computed as
+    sequence_lens and initial_h, which a model takes as seq_lengths and initial_carry.
 
-    `stack.time_major` is the layout of the first node's X, or of what a Transpose before it makes X from.
+    `stack.time_major` is the layout of the first node's X, or, if a Transpose makes X, of the input of that.
 
     Args:
       source: a model or the path of its file.
       nodes: the names of the GRU nodes, or of their first outputs, first layer first; by default all of the main graph.
-      return_carry: whether to return initial states that are constants of the graph too.
+      return_carry: whether to return also initial states that are constants of the graph.
 
     Returns:
-      The model, with NumPy arrays in the dtype of the file; or (model, carry) if return_carry: the state before the
-      first step in the form of `initial_carry`, zero where it is no constant, or None if all of it is zero.
+      The model, with NumPy arrays in the dtype of the file. With return_carry (model, carry): the state before the
+      first step in the form of `initial_carry`, zero where it is not a constant; or None if all of it is zero.
 
     Raises:
       TypeError: if source is neither a model nor a path.
-      ValueError: if a file is damaged; if there are no such nodes; if they are not one stack of layers; or if a node
-        has something that a model cannot hold, as a clip, an activation other than those of
-        `gru_jax.convert.activations.ONNX`, or an attribute that is not known: the error names node and attribute.
+      ValueError: if a file is damaged; if there are no such nodes; if they are not one stack of layers; or if a model
+        cannot represent a node, for example its clip, an activation that is not in `gru_jax.convert.activations.ONNX`,
+        or an unknown attribute. The error names node and attribute.
       OSError: if the file cannot be read.
       ImportError: without the library onnx.
 
@@ -127,8 +127,8 @@ def from_onnx(
     return (model, carry) if return_carry else model
 
 
-def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[Layer]:
-    """The GRU nodes of the names, or all of them, if they are one stack of layers."""
+def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[GRUNode]:
+    """The GRU nodes with these names, or all of them. Checks that they are one stack of layers."""
     found = [node for node in graph.nodes if operator(node) == "GRU"]
     if not found:
         kinds = sorted({operator(node) for node in graph.nodes})
@@ -154,19 +154,19 @@ def read_layers(graph: onnx_graph.Graph, names: Sequence[str] | None) -> list[La
     return layers
 
 
-def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
-    """One node; everything of it is looked at, or refused."""
+def _read(graph: onnx_graph.Graph, node: Any) -> GRUNode:
+    """One node. Everything in it is checked, and unknown parts raise an error."""
     name = label(node)
-    given = {key: _text(value) for key, value in graph.attributes(node).items()}
-    refused = {key: given.pop(key) for key in ("clip", "activation_alpha", "activation_beta") if key in given}
+    unread = {key: _text(value) for key, value in graph.attributes(node).items()}
+    refused = {key: unread.pop(key) for key in ("clip", "activation_alpha", "activation_beta") if key in unread}
     for key, value in refused.items():
         if key == "clip" or value:
             raise ValueError(f"{name} has {key}={value}, which a model cannot hold: expected no such attribute")
-    direction, layout = given.pop("direction", "forward"), given.pop("layout", 0)
-    reset_after = given.pop("linear_before_reset", 0)
-    hidden_size, functions = given.pop("hidden_size", None), given.pop("activations", None)
-    if given:
-        raise ValueError(f"{name} has attributes that are not known: {given}")
+    direction, layout = unread.pop("direction", "forward"), unread.pop("layout", 0)
+    reset_after = unread.pop("linear_before_reset", 0)
+    hidden_size, functions = unread.pop("hidden_size", None), unread.pop("activations", None)
+    if unread:
+        raise ValueError(f"{name} has attributes that are not known: {unread}")
     if direction not in _DIRECTIONS:
         raise ValueError(f"{name} must have direction in {list(_DIRECTIONS)}, got {direction!r}")
     for option, choice in (("layout", layout), ("linear_before_reset", reset_after)):
@@ -181,13 +181,13 @@ def _read(graph: onnx_graph.Graph, node: Any) -> Layer:
     lengths, initial_h = inputs.get("sequence_lens", ""), graph.constant(inputs.get("initial_h", ""))
     if initial_h is not None and layout == 1:
         initial_h = np.swapaxes(initial_h, 0, 1)
-    return Layer(node, cell, direction, layout, params, lengths, initial_h)
+    return GRUNode(node, cell, direction, layout, params, lengths, initial_h)
 
 
 def _check_fed(
     graph: onnx_graph.Graph, name: str, inputs: dict[str, str], layout: int, params: Sequence[Params]
 ) -> None:
-    """Refuses sequence_lens and initial_h that a model cannot take, or that are none."""
+    """Checks sequence_lens and initial_h, and that a model can take them as arguments."""
     lengths, start = inputs.get("sequence_lens", ""), inputs.get("initial_h", "")
     if (value := graph.constant(lengths)) is not None:
         raise ValueError(
@@ -208,7 +208,7 @@ def _check_fed(
 
 
 def _check_type(graph: onnx_graph.Graph, what: str, given: str, dtype: np.dtype, sizes: Sequence[int | None]) -> None:
-    """Refuses a tensor that has another dtype, or other sizes, of which None may be any but 0, as far as is known."""
+    """Checks dtype and shape of a tensor, as far as they are known. None in `sizes` stands for any size but 0."""
     value = graph.constant(given)
     its_dtype, its_sizes = graph.dtype(given), graph.shape(given)
     if value is not None:
@@ -222,14 +222,14 @@ def _check_type(graph: onnx_graph.Graph, what: str, given: str, dtype: np.dtype,
 
 
 def _text(value: Any) -> Any:
-    """Strings for the bytes that ONNX has."""
+    """An attribute's value, with strings instead of bytes."""
     if isinstance(value, list):
         return [_text(item) for item in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _activations(name: str, functions: list[str] | None, directions: int) -> list[Any]:
-    """σ and φ, which must be those of both directions."""
+    """σ and φ, which must be the same in both directions."""
     pairs = ["Sigmoid", "Tanh"] * directions if functions is None else functions
     if len(pairs) != 2 * directions or pairs[:2] * directions != pairs:
         raise ValueError(
@@ -252,7 +252,7 @@ def _weights(
     directions: int,
     hidden_size: int | None,
 ) -> tuple[Params, ...]:
-    """Checks W, R and B of a node, and puts them into our order, direction by direction."""
+    """W, R and B of a node, checked, as parameters of each direction."""
     arrays: dict[Any, Any] = {}
     for kind in ("W", "R", "B"):
         given = inputs.get(kind, "")
@@ -280,11 +280,11 @@ def _weights(
             raise ValueError(f"{name} must have {kind} of shape {symbols} = {expected}, got {value.shape}")
     biases = np.split(arrays["B"], 2, axis=1) if "B" in arrays else []
     cells = zip(arrays["W"], arrays["R"], *biases, strict=True)
-    return tuple(packing.ONNX.unpack(packing.Packed(*cell), reset_after) for cell in cells)
+    return tuple(packing.ONNX.unpack(packing.PackedWeights(*cell), reset_after) for cell in cells)
 
 
-def _check_link(graph: onnx_graph.Graph, below: Layer, above: Layer, names: list[str]) -> None:
-    """Refuses two nodes that are not layers of one stack."""
+def _check_link(graph: onnx_graph.Graph, below: GRUNode, above: GRUNode, names: list[str]) -> None:
+    """Checks that two nodes are successive layers of one stack."""
     lower, upper = label(below.node), label(above.node)
     sizes = {onnx_graph.DIRECTION: len(below.params), onnx_graph.FEATURE: below.params[0].features}
     outer = (onnx_graph.TIME, onnx_graph.BATCH)
@@ -298,15 +298,15 @@ def _check_link(graph: onnx_graph.Graph, below: Layer, above: Layer, names: list
             f"one stack, first layer first, among {names}"
         )
     for node in path:
-        moved = graph.moved(node, axes, sizes)
-        if moved is None:
+        output_axes = graph.output_axes(node, axes, sizes)
+        if output_axes is None:
             raise ValueError(f"{upper} must take its X from {lower}, got a {node.op_type} between them that mixes axes")
-        axes = moved
+        axes = output_axes
     merged = onnx_graph.FEATURE if len(axes) == 3 and sizes[onnx_graph.DIRECTION] == 1 else onnx_graph.SIDE_BY_SIDE
     expected = (*(outer if above.layout == 0 else outer[::-1]), merged)
     if axes != expected:
         raise ValueError(f"{upper} must take its X {expected} from {lower}, got {axes}")
-    given = {
+    pairs = {
         "linear_before_reset and activations": (below.cell, above.cell),
         "direction": (below.direction, above.direction),
         "hidden_size": (below.params[0].features, above.params[0].features),
@@ -316,20 +316,20 @@ def _check_link(graph: onnx_graph.Graph, below: Layer, above: Layer, names: list
             above.params[0].in_features,
         ),
     }
-    for what, (expected_value, value) in given.items():
+    for what, (expected_value, value) in pairs.items():
         if value != expected_value:
             raise ValueError(f"{upper} must have {what} as {lower} below it, {expected_value!r}, got {value!r}")
 
 
-def _constant_carry(layers: Sequence[Layer]) -> Carry | None:
+def _constant_carry(layers: Sequence[GRUNode]) -> Carry | None:
     """The constant initial states of all layers and directions, or None if none differs from zero."""
     if not any(layer.initial_h is not None and layer.initial_h.any() for layer in layers):
         return None
-    given = [layer.initial_h for layer in layers if layer.initial_h is not None]
-    if len(batches := {value.shape[1] for value in given}) != 1:
+    constants = [layer.initial_h for layer in layers if layer.initial_h is not None]
+    if len(batches := {value.shape[1] for value in constants}) != 1:
         raise ValueError(f"constant initial_h must have the same batch size in every node, got {sorted(batches)}")
     states: list[Any] = []
     for layer in layers:
-        zero = np.zeros((len(layer.params), *given[0].shape[1:]), given[0].dtype)
+        zero = np.zeros((len(layer.params), *constants[0].shape[1:]), constants[0].dtype)
         states.extend(zero if layer.initial_h is None else layer.initial_h)
     return states[0] if len(states) == 1 else tuple(states)

@@ -31,23 +31,22 @@ def to_onnx(
     - `outputs`, (batch, time, directions·features) or with time first,
     - `carry`, like initial_carry: the last state of each layer and direction, in the flat order of `Stack`,
 
-    all in the dtype of the computation, `model.stack.dtype` or that of the parameters. Nothing is dropped: the rates of
-    dropout are for training, and are not in the graph. ONNX' specification allows float16, float32, float64, and
-    bfloat16 from operator set 22; ONNX Runtime 1.32 computes float16 and float32 only, and needs at least one step and
-    one sequence.
+    all in the dtype of the computation, `model.stack.dtype` or that of the parameters. The graph has no dropout, which
+    is for training. ONNX' specification allows float16, float32, float64, and since operator set 22 bfloat16. ONNX
+    Runtime 1.32 computes float16 and float32 only, and needs at least one step and one sequence.
 
     Args:
-      gru: whose activations ONNX' GRU has, see `gru_jax.convert.activations.ONNX`: a model; or a `gru_jax.nnx.GRU`, a
-        `gru_jax.linen.GRU` or the equations of a cell, as `Model.of` takes them.
-      params: the variables of the layer in linen, or the `Params` of the cell; None with the others.
+      gru: a model; or a `gru_jax.nnx.GRU`, a `gru_jax.linen.GRU` or the equations of a GRU, as `Model.of` takes them.
+        Its activations must be in `gru_jax.convert.activations.ONNX`.
+      params: the variables of a linen layer, or the `Params` of the equations; otherwise None.
       seq_lengths: whether the graph takes the lengths of the sequences.
       initial_carry: whether the graph takes the state before the first step.
 
     Returns:
-      A model that `onnx.checker` has passed, of operator set 14 (22 for bfloat16), which old runtimes read too.
+      A model that has passed `onnx.checker`, with operator set 14, which old runtimes read (22 for bfloat16).
 
     Raises:
-      TypeError, ValueError: if the parameters do not fit the stack, or an activation or dtype is none of ONNX.
+      TypeError, ValueError: if the parameters do not fit the stack, or ONNX' GRU has no such activation or dtype.
       ImportError: without the library onnx.
 
     >>> import gru_jax, jax
@@ -60,8 +59,8 @@ def to_onnx(
 
     tools = library("onnx")
     model = check_gru(Model.of(gru, params))
-    layouts.refuse_zoneout(model.stack, "ONNX")
-    graph = _Graph(tools, model)
+    layouts.check_no_zoneout(model.stack, "ONNX")
+    graph = _GraphBuilder(tools, model)
     _declare(graph, model, seq_lengths, initial_carry)
     _write(graph, model, seq_lengths, initial_carry)
     opset = tools.helper.make_opsetid("", 22 if graph.dtype == jnp.bfloat16 else 14)
@@ -76,8 +75,8 @@ def to_onnx(
     return proto
 
 
-class _Graph:
-    """The parts of a graph as they are made."""
+class _GraphBuilder:
+    """The parts of a graph that is being written."""
 
     def __init__(self, onnx: Any, model: Model) -> None:
         self._onnx = onnx
@@ -101,7 +100,7 @@ class _Graph:
         return self._onnx.helper.make_tensor_value_info(name, kind, shape)
 
 
-def _declare(graph: _Graph, model: Model, seq_lengths: bool, initial_carry: bool) -> None:
+def _declare(graph: _GraphBuilder, model: Model, seq_lengths: bool, initial_carry: bool) -> None:
     """Inputs and outputs of the graph."""
     stack = model.stack
     outer: list[int | str] = ["time", "batch"] if stack.time_major else ["batch", "time"]
@@ -115,7 +114,7 @@ def _declare(graph: _Graph, model: Model, seq_lengths: bool, initial_carry: bool
     graph.outputs.append(graph.value("carry", carry_shape))
 
 
-def _write(graph: _Graph, model: Model, seq_lengths: bool, initial_carry: bool) -> None:
+def _write(graph: _GraphBuilder, model: Model, seq_lengths: bool, initial_carry: bool) -> None:
     """The nodes from inputs to outputs."""
     stack = model.stack
     names = [f"layers.{layer}" for layer in range(stack.num_layers)]
@@ -146,7 +145,7 @@ def _write(graph: _Graph, model: Model, seq_lengths: bool, initial_carry: bool) 
 
 
 def _write_layer(
-    graph: _Graph, stack: Stack, cells: Sequence[Params], name: str, inputs: list[str], outputs: str
+    graph: _GraphBuilder, stack: Stack, cells: Sequence[Params], name: str, inputs: list[str], outputs: str
 ) -> None:
     """A GRU node.
 

@@ -15,16 +15,17 @@ _FIRST = ("weight_ih_l0", "weight_ih")
 
 
 def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
-    """The model of a state dict, whose layers PyTorch and we order alike.
+    """The model of a state dict. Layers have the same order in PyTorch.
 
-    PyTorch's two biases of r and of z become one, their sum.
+    The two biases that PyTorch has for r, and for z, become one, their sum.
 
     Args:
-      state_dict: arrays or tensors by name: those of a `torch.nn.GRU` or `GRUCell`, and none else under the prefix.
-      prefix: of their names, with its dot; other names are left alone.
+      state_dict: arrays or tensors by name. Those under the prefix must be of one `torch.nn.GRU` or `GRUCell`.
+      prefix: of their names, with its dot; other names are ignored.
 
     Returns:
-      The model, with NumPy arrays in the dtype given; batch first, without dropout, as a state dict says neither.
+      The model, with NumPy arrays in their own dtype; batch first and without dropout, about which a state dict says
+      nothing.
 
     Raises:
       TypeError: if state_dict is not a mapping.
@@ -32,7 +33,7 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
     """
     layouts.mapping("state_dict", state_dict, "module.state_dict() or torch.load(path, weights_only=True)")
     under = [name for name in state_dict if name.startswith(prefix)]
-    cells: dict[tuple[int, bool], layouts.Found] = {}
+    cells: dict[tuple[int, bool], layouts.CellArrays] = {}
     for name in under:
         match = _NAME.fullmatch(name.removeprefix(prefix))
         if match is None:
@@ -41,7 +42,7 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
                 f"{', of an LSTM with proj_size, which gru_jax has not' * ('weight_hr' in name)}{_hint(state_dict)}"
             )
         kind, ending, layer, backward = match.groups()
-        found = cells.setdefault((int(layer or 0), bool(backward)), layouts.Found({}, prefix, ending))
+        found = cells.setdefault((int(layer or 0), bool(backward)), layouts.CellArrays({}, prefix, ending))
         if ending != found.after:
             raise ValueError(f"state_dict must be of a torch.nn.GRU or of a GRUCell, got names of both: {under}")
         found.leaves[kind] = layouts.array_of(state_dict[name])
@@ -60,16 +61,16 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> Model:
 def to_torch(model: Model, prefix: str = "", *, cell: bool = False) -> dict[str, np.ndarray]:
     """The state dict of a `torch.nn.GRU`, or of a `GRUCell`, as NumPy arrays.
 
-    The second biases of r and z, which add nothing, are zero. There are biases if any cell of the model has one.
-    `torch.tensor` takes the arrays, but for those in bfloat16: `torch.tensor(v.astype("float32")).bfloat16()`.
+    The second biases of r and z are zero. There are biases if any cell of the model has one. `torch.tensor` takes the
+    arrays, except those in bfloat16, which need `torch.tensor(v.astype("float32")).bfloat16()`.
 
     Args:
       model: with the equations `gru_jax.CUDNN`, forward or bidirectional.
       prefix: of the names, with its dot.
-      cell: whether the names are those of a GRUCell, which is one layer that runs forward.
+      cell: whether the names are those of a GRUCell, which has one layer and runs forward.
 
     Raises:
-      TypeError, ValueError: if the parameters do not fit the stack, or it is one that torch.nn.GRU cannot be.
+      TypeError, ValueError: if the parameters do not fit the stack, or torch.nn.GRU cannot represent it.
     """
     target = "torch.nn.GRUCell" if cell else "torch.nn.GRU"
     stack = layouts.checked(model, target, (CUDNN,), bidirectional=not cell)
@@ -85,7 +86,7 @@ def to_torch(model: Model, prefix: str = "", *, cell: bool = False) -> dict[str,
 
 
 def prefixes(names: Iterable[str]) -> list[str]:
-    """What may stand before the names of a GRU.
+    """The possible prefixes of a GRU's names.
 
     >>> prefixes(["encoder.rnn.weight_ih_l0", "encoder.rnn.weight_hh_l0", "head.weight"])
     ['encoder.rnn.']

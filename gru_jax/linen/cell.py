@@ -10,15 +10,15 @@ from flax import linen as nn
 from gru_jax import arguments, carries, cells, checks, initializers, one_step
 from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
-from gru_jax.linen.parameters import Gate, check_parts
+from gru_jax.linen.parameters import Gate, check_gru_options
 
 
 class GRUCell(nn.RNNCellBase):
     """A GRU cell that takes the place of `flax.linen.GRUCell`, also inside `nn.RNN` and `nn.Bidirectional`.
 
     Its parameter tree is Flax's: `kernel` and `bias` under ir, iz, in and hn, `kernel` under hr and hz. The same key
-    draws the same parameters. As in Flax, it is the carry that decides how wide the state is, and features are what
-    `initialize_carry` makes.
+    draws the same parameters. As in Flax, the carry decides how wide the state is; `initialize_carry` makes one of
+    width `features`.
 
     Attributes:
       features: width of the state that `initialize_carry` makes.
@@ -30,14 +30,14 @@ class GRUCell(nn.RNNCellBase):
       dtype: of the computation; the promotion of inputs and parameters if None.
       param_dtype: of the parameters.
       carry_init: initializer of `initialize_carry`.
-      reset_after: whether the reset gate acts after the recurrent product, as in Flax, or before it; there is no bias
-        under hn then.
+      reset_after: whether the reset gate acts after the recurrent product, as in Flax, or before it. In that case there
+        is no bias under hn.
       use_bias: whether there are biases.
-      update_bias_init: initializer of the update gate's bias where it is to differ from the others, e.g.
-        `gru_jax.initializers.chrono(100)`.
+      update_bias_init: initializer of the update gate's bias, e.g. `gru_jax.initializers.chrono(100)`; bias_init if
+        None.
 
     Raises:
-      TypeError, ValueError: on construction, if an attribute is not of its kind.
+      TypeError, ValueError: on construction, if an attribute is invalid; names it.
 
     >>> cell = GRUCell(features=4)
     >>> carry = cell.initialize_carry(None, (2, 3))
@@ -64,7 +64,7 @@ class GRUCell(nn.RNNCellBase):
         checks.integer("features", self.features, at_least=1)
         checks.function("carry_init", self.carry_init)
         checks.dtype("dtype", self.dtype)
-        check_parts(self)
+        check_gru_options(self)
         super().__post_init__()
 
     @property
@@ -78,7 +78,7 @@ class GRUCell(nn.RNNCellBase):
 
         Args:
           in_features: width of the input.
-          features: width of the state, the attribute if None.
+          features: width of the state; by default the attribute.
         """
         features = self.features if features is None else features
         widths = {"i": in_features, "h": features}
@@ -89,8 +89,8 @@ class GRUCell(nn.RNNCellBase):
             for gate in "rzn":
                 name = side + gate
                 has_bias = self.use_bias and (side == "i" or (gate == "n" and self.reset_after))
-                given = self.update_bias_init if name == "iz" else None
-                bias_init = self.bias_init if given is None else given
+                is_update_bias = name == "iz" and self.update_bias_init is not None
+                bias_init = self.update_bias_init if is_update_bias else self.bias_init
                 kernels[name], biases[name] = Gate(
                     features, inits[side], bias_init if has_bias else None, self.param_dtype, name=name
                 )(widths[side])
@@ -112,19 +112,19 @@ class GRUCell(nn.RNNCellBase):
         """One step.
 
         Args:
-          carry: the state before, (*batch, features), of any number of features.
+          carry: the state before, (*batch, features), of any width.
           inputs: (*batch, in_features). Batch axes broadcast.
-          resets: (*batch,), bool or numbers, of which those that are not 0 are True; where True an episode begins, and
-            reset_state takes the place of carry.
-          reset_state: (*batch, features), or what broadcasts to it; zero if None.
+          resets: (*batch,), bool, or numbers, which are True if not 0. Where True an episode begins: reset_state takes
+            the place of carry.
+          reset_state: (*batch, features), or an array that broadcasts to it; zero if None.
 
         Returns:
-          (new_carry, output), both the new state (*batch, features); output has the dtype of the computation, new_carry
-          that of carry: a bfloat16 one is rounded at every step, see `gru_jax.unroll`.
+          (new_carry, output), both the new state (*batch, features). output has the dtype of the computation, new_carry
+          that of carry. (A bfloat16 carry is rounded at every step, see `gru_jax.unroll`.)
 
         Raises:
-          TypeError, ValueError: if a shape or dtype does not fit, or reset_state is missing beside a carry_init other
-            than zeros.
+          TypeError, ValueError: if a shape or dtype does not fit, or reset_state is missing though carry_init is not
+            zeros.
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
         carry, inputs, resets, reset_state = arguments.step(carry, inputs, resets, reset_state, None, None)
@@ -136,7 +136,7 @@ class GRUCell(nn.RNNCellBase):
         """The state before the first step.
 
         Args:
-          rng: PRNG key for carry_init; None will do for zeros.
+          rng: PRNG key for carry_init; it may be None for zeros.
           input_shape: shape of the input of one step, (*batch, in_features).
 
         Returns:

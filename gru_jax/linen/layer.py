@@ -1,4 +1,4 @@
-"""Layers for Flax's linen: what those of any cell have in common, and the GRU."""
+"""Layers for Flax's linen: the base of all layers, and the GRU."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,20 @@ from gru_jax.gates import Activation
 from gru_jax.initializers import Initializer
 from gru_jax.layers import Outputs
 from gru_jax.linen.cell import GRUCell
-from gru_jax.linen.parameters import Scope, check_parts
-from gru_jax.models import EQUATIONS, Model, check_model, layer_arguments
+from gru_jax.linen.parameters import Scope, check_gru_options
+from gru_jax.models import EQUATION_FIELDS, Model, check_model, layer_arguments
 from gru_jax.options import Options, options_of
 
 
 class Layer(nn.Module, Options, kw_only=True):
-    """Layers over whole sequences, but for where their parameters lie. Options as those of `gru_jax.options.Options`.
+    """Base of the layers, which differ in where their parameters lie. It has the options of `gru_jax.options.Options`.
 
     Attributes:
-      return_carry: what a call returns by default.
+      return_carry: whether a call returns the carry by default.
       param_dtype: of the parameters.
-      deterministic: if True nothing is dropped, and zoneout is its expectation.
-      carry_init: initializer of the carry of a call that is given none; if zeros it is fresh, as the cell says.
+      deterministic: if True, nothing is dropped, and zoneout is its expectation.
+      carry_init: initializer of the carry, for calls without initial_carry; if zeros the carry is fresh, as the cell
+        defines it.
     """
 
     return_carry: bool = False
@@ -40,13 +41,13 @@ class Layer(nn.Module, Options, kw_only=True):
         checks.param_dtype(self.param_dtype)
         checks.function("carry_init", self.carry_init)
         self._stack()
-        if not isinstance(self.parent, flax.core.Scope):  # Flax makes a copy, bound to a scope, for every call
+        if not isinstance(self.parent, flax.core.Scope):  # Flax binds a copy to a scope for every call
             dropout.warn_of_unused_dropout(self.dropout, self.num_layers)
         super().__post_init__()
 
     @nn.nowrap
     def _stack(self) -> layers.Stack:
-        """The equations, the number of layers, rates, layout."""
+        """The static part: the equations, the number of layers, rates, layout."""
         raise NotImplementedError
 
     @nn.nowrap
@@ -56,11 +57,11 @@ class Layer(nn.Module, Options, kw_only=True):
 
     @nn.nowrap
     def _params_in(self, variables: Mapping[str, Any]) -> Sequence[Any]:
-        """The parameters of each layer and direction, out of variables; a name that does not fit is refused."""
+        """The parameters of each layer and direction, out of variables, whose names are checked."""
         raise NotImplementedError
 
     def _params(self, stack: layers.Stack, in_features: int) -> Sequence[Any]:
-        """The parameters of each layer and direction of a stack, drawn if they do not exist."""
+        """The parameters of each layer and direction, drawn if they do not exist."""
         raise NotImplementedError
 
     def __call__(
@@ -77,36 +78,35 @@ class Layer(nn.Module, Options, kw_only=True):
         init_key: jax.Array | None = None,
         return_layers: bool = False,
     ) -> Outputs | tuple[Carry, Outputs]:
-        """Runs over whole sequences. A state is one array (*batch, features), or what the cell has in its place.
+        """Runs over whole sequences. A state is an array (*batch, features), or another pytree, as the cell defines it.
 
         Args:
           inputs: (*batch, time, in_features), or (time, *batch, in_features) if time_major.
-          initial_carry: where the call begins, drawn from carry_init if None. With one layer and direction a state,
-            (*batch, features) or what broadcasts to it; else a tuple or a list of such, layer 0 forward, layer 0
-            backward, layer 1 forward, and so on, or all of them stacked, (layers·directions, *batch, features). What
-            has one axis more than a state is stacked.
-          seq_lengths: (*batch,) integers in [0, time]; steps at and after a sequence's length are masked.
-          mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0, NaN too, are True;
-            where False the step is masked: states are held, outputs are 0.
-          resets: as mask; where True an episode begins at this step, with reset_state. No direction carries its state
-            from one episode into another. They do not count beyond a sequence's length.
-          reset_state: the state with which an episode begins, in one of the forms of initial_carry, or a single state
-            for all layers and directions; zero if None, and to be given where carry_init is not zeros. In a backward
-            direction it is the state that follows an episode's last step; that which follows the last step of the call
-            stays initial_carry. Without resets it does nothing.
-          return_carry: takes the place of the attribute.
-          deterministic: takes the place of the attribute.
-          init_key: PRNG key for carry_init; as in `nn.RNN`, `jax.random.key(0)` if None. Zeros do not use it.
-          return_layers: whether outputs are those of every layer.
+          initial_carry: the state with which the call begins; carry_init draws it if None. For one layer and direction
+            a state, (*batch, features) or an array that broadcasts to it; otherwise a tuple or a list of states, layer
+            0 forward, layer 0 backward, layer 1 forward, and so on, or all of them stacked, (layers·directions, *batch,
+            features). A stacked carry has one axis more than a state.
+          seq_lengths: (*batch,) integers in [0, time]. Steps at and after the length of a sequence are masked.
+          mask: (*batch, time) or (time, *batch), bool, or numbers, which are True if not 0 (so NaN is True). Where
+            False the step is masked: the state stays as it is and the output is 0.
+          resets: like mask. Where True an episode begins at this step, with reset_state. No direction carries its state
+            from one episode into another. Resets at and after the length of a sequence have no effect.
+          reset_state: the state with which an episode begins, in one of the forms of initial_carry, or one state for
+            all layers and directions. Zero if None; it must be given if carry_init is not zeros. In a backward
+            direction it follows the last step of an episode, while initial_carry follows the last step of the call.
+            Without resets it has no effect.
+          return_carry, deterministic: override the attributes.
+          init_key: PRNG key for carry_init; `jax.random.key(0)` if None, as in `nn.RNN`. Zeros do not use it.
+          return_layers: whether to return the outputs of every layer.
 
         Returns:
-          outputs (*batch, time, directions·features), or with time first if time_major; with return_layers a tuple of
-          such, one for each layer, before dropout. Or (carry, outputs) if return_carry, with the last state of each
-          layer and direction in the form, dtype and weak type of initial_carry, in float32 where the computation is
-          narrower and initial_carry is None. (A bfloat16 carry is rounded between calls, see `gru_jax.unroll`.)
+          The outputs, (*batch, time, directions·features), or with time first if time_major; with return_layers a tuple
+          of such arrays, one for each layer, before dropout. With return_carry (carry, outputs), where carry is the
+          last state of each layer and direction, in the form, dtype and weak type of initial_carry; without one, in
+          float32 if the computation is narrower. (A bfloat16 carry is rounded between calls, see `gru_jax.unroll`.)
 
         Raises:
-          TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
+          TypeError, ValueError: if a shape, a dtype, or a length whose value is known does not fit.
         """
         carry, outputs = self._run(
             self._stack(),
@@ -128,12 +128,13 @@ class Layer(nn.Module, Options, kw_only=True):
         inputs: Any,
         deterministic: bool | None,
         init_key: jax.Array | None,
-        **given: Any,
+        **arguments_of_run: Any,
     ) -> tuple[Carry, Outputs]:
-        """A call with another stack than the attributes say; what else is given as of `Stack.run`."""
-        carries.check_reset_state(given.get("resets"), given.get("reset_state"), self.carry_init)
+        """A call by `stack`, which may differ from the attributes; `arguments_of_run` are those of `Stack.run`."""
+        resets, reset_state = (arguments_of_run.get(name) for name in ("resets", "reset_state"))
+        carries.check_reset_state(resets, reset_state, self.carry_init)
         is_random = stack.is_random and not (self.deterministic if deterministic is None else deterministic)
-        draws_carry = given.get("initial_carry") is None and not initializers.is_zeros(self.carry_init)
+        draws_carry = arguments_of_run.get("initial_carry") is None and not initializers.is_zeros(self.carry_init)
         inputs = arguments.inputs(inputs, None, stack.time_major)
         return stack.run(
             self._params(stack, inputs.shape[-1]),
@@ -141,7 +142,7 @@ class Layer(nn.Module, Options, kw_only=True):
             key=self.make_rng("dropout") if is_random else None,
             carry_init=self.carry_init,
             carry_key=jax.random.key(0) if draws_carry and init_key is None else init_key,
-            **given,
+            **arguments_of_run,
         )
 
     def step(
@@ -154,22 +155,22 @@ class Layer(nn.Module, Options, kw_only=True):
     ) -> tuple[Carry, jax.Array]:
         """One step of every layer, for serving: `layer.apply(variables, carry, x_t, method="step")`.
 
-        A call on a sequence is this, step by step. Nothing is random.
+        It computes what a call on a sequence does. Nothing is random.
 
         Args:
-          carry: the state before, from `initialize_carry` at first, in one of the forms of initial_carry.
+          carry: the state before, at first from `initialize_carry`, in one of the forms of initial_carry.
           x_t: (*batch, in_features).
-          resets: (*batch,), bool or numbers, of which those that are not 0 are True; where True an episode begins, and
-            reset_state takes the place of carry.
-          reset_state: in one of the forms of carry, or a single state for all layers; zero if None.
+          resets: (*batch,), bool, or numbers, which are True if not 0. Where True an episode begins: reset_state takes
+            the place of carry.
+          reset_state: in one of the forms of carry, or one state for all layers; zero if None.
 
         Returns:
-          (carry, output): the new state in the form, dtype and weak type of the old one, and (*batch, features). (A
-          bfloat16 carry is rounded at every step, see `gru_jax.unroll`.)
+          (carry, output): the new state, in the form, dtype and weak type of the old one, and the output (*batch,
+          features). (A bfloat16 carry is rounded at every step, see `gru_jax.unroll`.)
 
         Raises:
-          TypeError, ValueError: if a shape or dtype does not fit, the layers run backwards too, or reset_state is
-            missing beside a carry_init other than zeros.
+          TypeError, ValueError: if a shape or dtype does not fit, layers run backwards, or reset_state is missing and
+            carry_init is not zeros.
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
         stack = self._stack()
@@ -179,9 +180,9 @@ class Layer(nn.Module, Options, kw_only=True):
 
     @nn.nowrap
     def model(self, variables: Mapping[str, Any]) -> Model:
-        """Parameters and stack as one value, without Flax: it can be called; `gru_jax.convert` takes that of a GRU.
+        """Parameters and stack as one callable value, without Flax. `gru_jax.convert` takes the model of a GRU.
 
-        A method, as the layer does not hold its parameters; those of `gru_jax.nnx` do, and have a property.
+        A method, since the layer does not hold its parameters. In `gru_jax.nnx` it is a property.
 
         Args:
           variables: as `init` returns them.
@@ -196,12 +197,12 @@ class Layer(nn.Module, Options, kw_only=True):
         """The state of every layer and direction before the first step.
 
         Args:
-          rng: PRNG key for carry_init; None will do for zeros.
+          rng: PRNG key for carry_init; it may be None for zeros.
           input_shape: shape of the input of one step, (*batch, in_features), as for Flax's cells.
 
         Returns:
-          (*batch, features), or a tuple of such; in float32 where the computation is narrower. A cell that makes its
-          fresh state of its parameters is given zeros in their place.
+          (*batch, features), or a tuple of such arrays; in float32 if the computation is narrower. A cell whose fresh
+          state depends on its parameters is given zeros for them, since the layer does not hold them.
 
         Raises:
           TypeError, ValueError: if input_shape does not fit.
@@ -216,12 +217,12 @@ class Layer(nn.Module, Options, kw_only=True):
 class GRU(Layer):
     """A GRU over whole sequences: stacked layers, one or both directions, dropout, zoneout, masks and resets.
 
-    `GRU.from_model` makes one of trained weights: `GRU.from_model(gru_jax.convert.from_torch(state_dict))`, and so on
-    for Keras, Flax, Haiku, Equinox and ONNX; `layer.model(variables)` is the way back.
+    `GRU.from_model` makes one from trained weights: `GRU.from_model(gru_jax.convert.from_torch(state_dict))`, likewise
+    for Keras, Flax, Haiku, Equinox and ONNX. `layer.model(variables)` is the way back.
 
-    Runs `gru_jax.unroll`, so that the input projection and most of the gradient are parallel over time. The parameter
-    tree of one layer is that of `nn.RNN(nn.GRUCell(...))`, or of `nn.Bidirectional` with two of these; several layers
-    are such trees under layers_0, layers_1 and so on. Random numbers are drawn for dropout and zoneout alone, from the
+    It runs `gru_jax.unroll`: the input projection and most of the gradient are parallel over time. The parameter tree
+    of one layer is that of `nn.RNN(nn.GRUCell(...))`, or of `nn.Bidirectional` with two of these; several layers are
+    such trees under layers_0, layers_1 and so on. Random numbers are drawn only for dropout and zoneout, from the
     stream "dropout".
 
     Attributes:
@@ -233,10 +234,10 @@ class GRU(Layer):
       return_carry, param_dtype, deterministic, carry_init: as in `RNN`.
 
     Raises:
-      TypeError, ValueError: on construction, if an attribute is not of its kind.
+      TypeError, ValueError: on construction, if an attribute is invalid; names it.
 
     Warns:
-      UserWarning: on construction, if dropout is given and there is one layer, so that nothing is dropped.
+      UserWarning: on construction, if dropout is given and there is a single layer, so that nothing is dropped.
 
     >>> layer = GRU(features=4, num_layers=2, bidirectional=True, dropout=0.1)
     >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 10, 3)))
@@ -260,12 +261,12 @@ class GRU(Layer):
     update_bias_init: Initializer | None = None
 
     def __post_init__(self) -> None:
-        check_parts(self)
+        check_gru_options(self)
         super().__post_init__()
 
     @nn.nowrap
     def _stack(self) -> layers.Stack:
-        cell = cells.GRU(**{field: getattr(self, name) for name, field in EQUATIONS.items()})
+        cell = cells.GRU(**{field: getattr(self, name) for name, field in EQUATION_FIELDS.items()})
         return layers.Stack(cell, self.features, **options_of(self))
 
     @nn.nowrap
@@ -282,7 +283,7 @@ class GRU(Layer):
 
     @nn.compact
     def _params(self, stack: layers.Stack, in_features: int) -> list[cells.Params]:
-        """The parameters of every cell, under the names that Flax would give them."""
+        """The parameters of every cell, under the names that Flax gives them."""
         names = [field.name for field in dataclasses.fields(GRUCell) if field.name not in ("parent", "name")]
 
         def cell(width: int) -> list[cells.Params]:
@@ -304,12 +305,12 @@ class GRU(Layer):
         """Layer and variables of a trained model: `GRU.from_model(gru_jax.convert.from_torch(state_dict))`.
 
         Args:
-          model: as `gru_jax.convert` makes them.
-          **changes: options that weights do not say, in place of the model's, as time_major, dropout, dtype, gate_fn
-            and activation_fn; and return_carry and carry_init.
+          model: as from `gru_jax.convert`.
+          **changes: options that override the model's, such as time_major, dropout, dtype, gate_fn and activation_fn;
+            and return_carry and carry_init.
 
         Raises:
-          TypeError, ValueError: if the parameters of the model do not fit, or there is no such option.
+          TypeError, ValueError: if the parameters of the model do not fit, or an option is not known.
         """
         from gru_jax.convert.frameworks import to_linen
 

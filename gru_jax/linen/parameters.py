@@ -1,4 +1,4 @@
-"""What the cell and the layer for Flax's linen share: levels of the tree of parameters, and checks of attributes."""
+"""Parameters in Flax's linen, under Flax's names, and the checks of attributes that cell and layer share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,14 +28,14 @@ class Gate(nn.Module):
         return kernel, self.param("bias", self.bias_init, (self.features,), self.param_dtype)
 
     def _check(self, name: str, symbols: str, ndim: int) -> None:
-        """Refuses what was given for a parameter but is none; Flax compares the shapes of arrays."""
+        """Checks the value of a parameter that exists. Flax itself compares the shapes of arrays only."""
         if self.has_variable("params", name):
             value = nn.meta.unbox(self.get_variable("params", name))
             checks.weight("/".join(("params", *self.path, name)), value, symbols, ndim)
 
 
 class Scope(nn.Module):
-    """A level of the parameter tree: whatever submodules `build` makes lie under this module's name."""
+    """A level of the parameter tree: the submodules that `build` makes lie under this module's name."""
 
     build: Callable[[int], list[cells.Params]]
 
@@ -44,10 +44,10 @@ class Scope(nn.Module):
         return self.build(width)
 
 
-def check_parts(module: nn.Module) -> None:
-    """The attributes that cells and layers share; activations that have a name are from then on held by it."""
+def check_gru_options(module: nn.Module) -> None:
+    """Checks the attributes that cells and layers of a GRU share, and makes the activations `Named` if they can be."""
     inits = ("kernel_init", "recurrent_kernel_init", "bias_init", "update_bias_init")
-    arguments.parts(
+    arguments.gru_options(
         {name: getattr(module, name) for name in inits},
         {name: getattr(module, name) for name in ("gate_fn", "activation_fn")},
         module.use_bias,

@@ -1,4 +1,4 @@
-"""Layers of any cell for Flax's linen, and a cell of Flax over time in the form of `flax.linen.RNN`."""
+"""Layers of any cell for Flax's linen; and a `GRUCell` over time, in place of `flax.linen.RNN`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,38 +23,39 @@ DIRECTIONS = ("forward", "backward")
 class RNN(Layer):
     """A cell over whole sequences: stacked layers, one or both directions, dropout, zoneout, masks and resets.
 
-    The cell is a value of `gru_jax.cells`, or one's own (`gru_jax.cells.CellBase`). Each leaf of its parameters is a
-    parameter under its path: ``layers_0/forward/kernel`` where they are `gru_jax.Params`, ``layers_0/forward/W`` where
-    they are a dict with the key W. Random numbers are drawn for dropout and zoneout alone, from the stream "dropout".
+    The cell is one of `gru_jax.cells`, or a user's own (`gru_jax.cells.CellBase`). Each leaf of its parameters is a
+    parameter under its path: ``layers_0/forward/kernel`` if they are `gru_jax.Params`, ``layers_0/forward/W`` if they
+    are a dict with the key W. Random numbers are drawn only for dropout and zoneout, from the stream "dropout".
 
-    Or it is a module, `gru_jax.linen.GRUCell`, in the place of `flax.linen.RNN`, also inside `nn.Bidirectional`. Then
-    there are no parameters but the cell's, and these lie where Flax's lie: under `cell` if it is the outermost module
-    or made in `setup`, and under the name of the cell, `GRUCell_0` if it was given none, in a module whose
-    `@nn.compact` method makes both. So a checkpoint of a model in which `nn.RNN(nn.GRUCell(...))` became
-    `gru_jax.linen.RNN(gru_jax.linen.GRUCell(...))` loads unchanged. There is one layer, in one direction, and features,
-    dtype, param_dtype and carry_init are those of the cell.
+    Or the cell is a module, `gru_jax.linen.GRUCell`, as in `flax.linen.RNN`, also inside `nn.Bidirectional`. Then the
+    only parameters are the cell's, and they lie where Flax's lie: under `cell` if this is the outermost module or made
+    in `setup`; under the name of the cell, by default `GRUCell_0`, if the `@nn.compact` method of a module makes both.
+    So a checkpoint of a model loads unchanged after `nn.RNN(nn.GRUCell(...))` in it became
+    `gru_jax.linen.RNN(gru_jax.linen.GRUCell(...))`. There is one layer, in one direction, and features, dtype,
+    param_dtype and carry_init are those of the cell.
 
-    Runs `gru_jax.unroll`, so that what does not depend on the state and most of the gradient are parallel over time.
+    It runs `gru_jax.unroll`: everything that does not depend on the state, and most of the gradient, is parallel over
+    time.
 
     Attributes:
       cell: the equations, or a `GRUCell`.
       features: width of the outputs of each layer and direction; None with a `GRUCell`.
-      init_options: keywords for `cell.init`, as ``{"update_bias_init": gru_jax.initializers.forget_bias}``.
-      keep_order: of layers that run backwards only, whether outputs stay beside their inputs (True) or the last step
-        comes first, padding at the end (False). By default True, and with a `GRUCell` False, as in Flax.
+      init_options: keywords for `cell.init`, e.g. ``{"update_bias_init": gru_jax.initializers.forget_bias}``.
+      keep_order: for layers that run backwards only: whether outputs stay beside their inputs (True), or the last step
+        comes first, with padding at the end (False). The default is True, with a `GRUCell` False, as in Flax.
       num_layers, bidirectional, dropout, recurrent_dropout, zoneout, time_major, dtype, method, reverse: see
         `gru_jax.options.Options`.
-      return_carry: what a call returns by default.
-      param_dtype: of the parameters, given to a `cell.init` that takes a dtype.
-      deterministic: if True nothing is dropped, and zoneout is its expectation.
-      carry_init: initializer of the carry of a call that is given none; if zeros it is fresh, as the cell says.
+      return_carry: whether a call returns the carry by default.
+      param_dtype: of the parameters. It is passed to a `cell.init` that takes a dtype.
+      deterministic: if True, nothing is dropped, and zoneout is its expectation.
+      carry_init: initializer of the carry, for calls without initial_carry; if zeros the carry is fresh, as the cell
+        defines it.
 
     Raises:
-      TypeError, ValueError: on construction, if an attribute is not of its kind, or recurrent_dropout is given and the
-        cell's step does not take it.
+      TypeError, ValueError: on construction, if an attribute is invalid; names it.
 
     Warns:
-      UserWarning: on construction, if dropout is given and there is one layer, so that nothing is dropped.
+      UserWarning: on construction, if dropout is given and there is a single layer, so that nothing is dropped.
 
     >>> import gru_jax, jax.numpy as jnp
     >>> layer = RNN(gru_jax.cells.LSTM(), 4, num_layers=2)
@@ -86,13 +87,13 @@ class RNN(Layer):
                 f"cell must be one of gru_jax.cells or a gru_jax.linen.GRUCell, got {type(self.cell).__name__}"
             )
         parameters.check_init_options(self.init_options)
-        if self.init_options is not None:  # a module is hashed by its attributes
+        if self.init_options is not None:  # a module must be hashable
             object.__setattr__(self, "init_options", flax.core.freeze(dict(self.init_options)))
         super().__post_init__()
 
     @nn.nowrap
     def _take_from_cell(self, cell: GRUCell) -> None:
-        """Of one `GRUCell` there are no layers, and what it says itself is not said twice."""
+        """Takes the attributes of a `GRUCell`, and checks that no others were given."""
         for name in ("num_layers", "bidirectional", "features", "init_options"):
             if (value := getattr(self, name)) != (default := getattr(type(self), name)):
                 raise ValueError(f"{name} must be {default} with a GRUCell, which is one cell, got {value!r}")
@@ -105,9 +106,9 @@ class RNN(Layer):
 
     @nn.nowrap
     def _stack(self) -> layers.Stack:
-        if isinstance(self.cell, GRUCell):
-            return layers.Stack(self.cell.equations, self.cell.features, **options_of(self))
-        return layers.Stack(self.cell, self.features, **options_of(self))
+        is_module = isinstance(self.cell, GRUCell)
+        cell, features = (self.cell.equations, self.cell.features) if is_module else (self.cell, self.features)
+        return layers.Stack(cell, features, **options_of(self))
 
     def __call__(
         self,
@@ -121,22 +122,22 @@ class RNN(Layer):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-        **given: Any,
+        **arguments_of_run: Any,
     ) -> Outputs | tuple[Carry, Outputs]:
         """Runs over whole sequences.
 
         Args:
-          inputs, initial_carry, seq_lengths, return_carry, deterministic, init_key: as of `GRU`; the carry of a
-            `GRUCell` may be of another width than its features, as in Flax.
-          time_major, reverse, keep_order: take the place of the attributes.
-          **given: mask, resets, reset_state and return_layers, as of `GRU`.
+          inputs, initial_carry, seq_lengths, return_carry, deterministic, init_key: as for `GRU`. The carry of a
+            `GRUCell` may have another width than its features, as in Flax.
+          time_major, reverse, keep_order: override the attributes.
+          **arguments_of_run: mask, resets, reset_state and return_layers, as for `GRU`.
 
         Returns:
-          outputs, or (carry, outputs) if return_carry, as of `GRU`.
+          The outputs, or with return_carry (carry, outputs), as for `GRU`.
 
         Raises:
-          TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit, or reset_state is missing
-            beside resets and a carry_init other than zeros.
+          TypeError, ValueError: if a shape, a dtype, or a length whose value is known does not fit, or resets are given
+            without a reset_state and carry_init is not zeros.
         """
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
@@ -146,9 +147,11 @@ class RNN(Layer):
         if isinstance(self.cell, GRUCell) and initial_carry is not None:
             initial_carry = checks.array("initial_carry", initial_carry)
             stack = dataclasses.replace(stack, features=(self.features, *initial_carry.shape)[-1])
-        given |= {"initial_carry": initial_carry, "seq_lengths": seq_lengths}
-        carry, outputs = self._run(stack, inputs, deterministic, init_key, **given)
-        if reverse and not (not isinstance(self.cell, GRUCell) if keep_order is None else keep_order):
+        arguments_of_run |= {"initial_carry": initial_carry, "seq_lengths": seq_lengths}
+        carry, outputs = self._run(stack, inputs, deterministic, init_key, **arguments_of_run)
+        if keep_order is None:
+            keep_order = not isinstance(self.cell, GRUCell)
+        if reverse and not keep_order:
             batch_axes = inputs.ndim - 2
             outputs = jax.tree.map(
                 lambda hs: nn.recurrent.flip_sequences(hs, seq_lengths, batch_axes, time_major), outputs
@@ -161,7 +164,7 @@ class RNN(Layer):
         if isinstance(self.cell, GRUCell):
             return [self.cell.gru_params(in_features, stack.features)]
         widths = {f"layers_{i}": width for i, width in enumerate(stack.widths(in_features)[:: stack.directions])}
-        if all(self.has_variable("params", name) for name in widths):  # Flax compares no names
+        if all(self.has_variable("params", name) for name in widths):  # Flax does not compare names
             tree: Any = {name: self.get_variable("params", name) for name in widths}
         else:
             tree = {name: self.param(name, self._draw_layer, width) for name, width in widths.items()}
@@ -171,7 +174,7 @@ class RNN(Layer):
     def _draw(self, key: jax.Array, in_features: int) -> Any:
         """Fresh parameters of a cell."""
         stack = self._stack()
-        return parameters.drawn(stack.cell, key, in_features, stack.features, self.param_dtype, self.init_options)
+        return parameters.init_params(stack.cell, key, in_features, stack.features, self.param_dtype, self.init_options)
 
     @nn.nowrap
     def _like(self, in_features: int) -> Any:
@@ -179,17 +182,17 @@ class RNN(Layer):
 
     @nn.nowrap
     def _draw_layer(self, key: jax.Array, in_features: int) -> dict[str, Any]:
-        """The parameters of each direction of a layer, nested by the paths of their leaves."""
+        """Fresh parameters of each direction of a layer, as nested dicts."""
         names = DIRECTIONS[: self._stack().directions]
         cells = [self._draw(k, in_features) for k in jax.random.split(key, len(names))]
         return {
-            name: traverse_util.unflatten_dict(parameters.by_path(cell))
+            name: traverse_util.unflatten_dict(parameters.leaves_by_path(cell))
             for name, cell in zip(names, cells, strict=True)
         }
 
     @nn.nowrap
     def _unpacked(self, tree: Any, in_features: int | None) -> list[Any]:
-        """The parameters of every cell out of the tree of all; shapes are not compared if in_features is None.
+        """The parameters of every cell, from the tree of all. Shapes are not checked if in_features is None.
 
         Raises:
           ValueError: if a name is missing or not known, or a shape does not fit; names it.
@@ -205,7 +208,7 @@ class RNN(Layer):
         for name, width in zip(names, widths, strict=True):
             own = {path[2:]: leaf for path, leaf in leaves.items() if path[:2] == name}
             full = "/".join(("params", *name))
-            cells.append(parameters.from_paths(full, own, like[width], shapes=in_features is not None))
+            cells.append(parameters.params_from_paths(full, own, like[width], shapes=in_features is not None))
         return cells
 
     @nn.nowrap

@@ -18,8 +18,9 @@ from gru_jax.nnx import variables
 class GRUCell(nnx.RNNCellBase):
     """A GRU cell that takes the place of `flax.nnx.GRUCell`, also inside `nnx.RNN` and `nnx.Bidirectional`.
 
-    It computes what Flax's cell does once `recurrent_bias` is zero, as it is at first: the candidate's recurrent bias,
-    which cuDNN, PyTorch and Flax's linen have, and Flax's nnx cell leaves out. A zero carry needs no random numbers.
+    It computes the same as Flax's cell as long as `recurrent_bias` is zero, as it is at first. That is the recurrent
+    bias of the candidate, which cuDNN, PyTorch and Flax's linen have and Flax's nnx cell has not. A zero carry needs no
+    random numbers.
 
     Attributes:
       kernel: input weights of the gates r, z, n side by side, (in_features, 3·hidden_features).
@@ -62,30 +63,31 @@ class GRUCell(nnx.RNNCellBase):
         Args:
           in_features, hidden_features: widths of input and state.
           gate_fn, activation_fn: activations of the gates and of the candidate.
-          kernel_init, recurrent_kernel_init, bias_init: initializers, applied to each gate on its own.
-          dtype, promote_dtype: of the computation, and how inputs and parameters come to it, as in `nnx.Linear`.
+          kernel_init, recurrent_kernel_init, bias_init: initializers, applied to each gate separately.
+          dtype, promote_dtype: of the computation, and the function that casts inputs and parameters, as in
+            `nnx.Linear`.
           param_dtype: of the parameters.
           carry_init, keep_rngs: initializer of the carry, and whether to keep a stream forked from rngs.carry for it.
           rngs: source of the parameters, stream "params".
-          kernel_metadata, recurrent_kernel_metadata, bias_metadata: of the variables; the last of both biases.
+          kernel_metadata, recurrent_kernel_metadata, bias_metadata: of the variables; the last for both biases.
           reset_after: whether the reset gate acts after the recurrent product, as in Flax, or before it.
           use_bias: whether there are biases.
-          update_bias_init: initializer of the update gate's bias where it is to differ from the others, e.g.
-            `gru_jax.initializers.chrono(100)`.
+          update_bias_init: initializer of the update gate's bias, e.g. `gru_jax.initializers.chrono(100)`; bias_init if
+            None.
 
         Raises:
-          TypeError, ValueError: if an argument is not of its kind.
+          TypeError, ValueError: if an argument is invalid; names it.
         """
         checks.integer("in_features", in_features, at_least=1)
         checks.integer("hidden_features", hidden_features, at_least=1)
-        inits = {
+        inits: dict[str, Any] = {
             "kernel_init": kernel_init,
             "recurrent_kernel_init": recurrent_kernel_init,
             "bias_init": bias_init,
             "update_bias_init": update_bias_init,
         }
         functions = {"gate_fn": gate_fn, "activation_fn": activation_fn, "promote_dtype": promote_dtype}
-        arguments.parts(inits, functions, use_bias, param_dtype)
+        arguments.gru_options(inits, functions, use_bias, param_dtype)
         checks.dtype("dtype", dtype)
         if carry_init is not None:
             checks.function("carry_init", carry_init)
@@ -104,24 +106,16 @@ class GRUCell(nnx.RNNCellBase):
         self.use_bias = use_bias
         self.rngs = rngs.carry.fork() if keep_rngs else nnx.data(None)
         key = rngs.params()
-        kernel_init, kernel_box = variables.unbox(kernel_init, key, (in_features, hidden_features))
-        recurrent_kernel_init, recurrent_box = variables.unbox(
-            recurrent_kernel_init, key, (hidden_features, hidden_features)
-        )
-        bias_init, bias_box = variables.unbox(bias_init, key, (hidden_features,))
-        if update_bias_init is not None:
-            update_bias_init, _ = variables.unbox(update_bias_init, key, (hidden_features,))
-        drawn = self.equations.init(
-            key,
-            in_features,
-            hidden_features,
-            use_bias=use_bias,
-            kernel_init=kernel_init,
-            recurrent_kernel_init=recurrent_kernel_init,
-            bias_init=bias_init,
-            update_bias_init=update_bias_init,
-            dtype=param_dtype,
-        )
+        shapes = {
+            "kernel_init": (in_features, hidden_features),
+            "recurrent_kernel_init": (hidden_features, hidden_features),
+        }
+        boxes: dict[str, Any] = {}
+        for name, init in inits.items():
+            if init is not None:
+                inits[name], boxes[name] = variables.unbox(init, key, shapes.get(name, (hidden_features,)))
+        drawn = self.equations.init(key, in_features, hidden_features, use_bias=use_bias, dtype=param_dtype, **inits)
+        kernel_box, recurrent_box, bias_box = (boxes[f"{name}_init"] for name in ("kernel", "recurrent_kernel", "bias"))
         self.kernel = variables.variable(drawn.kernel, kernel_box, kernel_metadata)
         self.recurrent_kernel = variables.variable(drawn.recurrent_kernel, recurrent_box, recurrent_kernel_metadata)
         self.bias = variables.variable(drawn.bias, bias_box, bias_metadata)
@@ -155,17 +149,17 @@ class GRUCell(nnx.RNNCellBase):
         Args:
           carry: the state before, (*batch, hidden_features).
           inputs: (*batch, in_features).
-          resets: (*batch,), bool or numbers, of which those that are not 0 are True; where True an episode begins, and
-            reset_state takes the place of carry.
-          reset_state: (*batch, hidden_features), or what broadcasts to it; zero if None.
+          resets: (*batch,), bool, or numbers, which are True if not 0. Where True an episode begins: reset_state takes
+            the place of carry.
+          reset_state: (*batch, hidden_features), or an array that broadcasts to it; zero if None.
 
         Returns:
-          (new_carry, output), both the new state (*batch, hidden_features); output has the dtype of the computation,
-          new_carry that of carry: a bfloat16 one is rounded at every step, see `gru_jax.unroll`.
+          (new_carry, output), both the new state (*batch, hidden_features). output has the dtype of the computation,
+          new_carry that of carry. (A bfloat16 carry is rounded at every step, see `gru_jax.unroll`.)
 
         Raises:
-          TypeError, ValueError: if a shape or dtype does not fit, or reset_state is missing beside a carry_init other
-            than zeros.
+          TypeError, ValueError: if a shape or dtype does not fit, or reset_state is missing though carry_init is not
+            zeros.
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
         carry, inputs, resets, reset_state = arguments.step(
@@ -174,8 +168,8 @@ class GRUCell(nnx.RNNCellBase):
         params = self.params
         self.equations.check(params)
         kernel, recurrent_kernel, bias, recurrent_bias = params
-        # Three at a time, for that is what a user's own promote_dtype expects of an nnx.Linear. The carry is left out:
-        # it stays float32 in half precision.
+        # Three at a time: a user's promote_dtype expects what an nnx.Linear passes. Without the carry, which stays
+        # float32 in half precision.
         x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         x, recurrent_kernel, recurrent_bias = self.promote_dtype(
             (x, recurrent_kernel, recurrent_bias), dtype=self.dtype
@@ -193,14 +187,14 @@ class GRUCell(nnx.RNNCellBase):
 
         Args:
           input_shape: shape of the input of one step, (*batch, in_features).
-          rngs: where a random carry_init takes its key from; a zero carry leaves it alone.
-          carry_init: takes the place of the constructor's.
+          rngs: source of the key of carry_init. Zeros need none.
+          carry_init: overrides the constructor's.
 
         Returns:
           (*batch, hidden_features).
 
         Raises:
-          ValueError: if input_shape does not fit, or a carry_init other than zeros has no rngs.
+          ValueError: if input_shape does not fit, or carry_init is not zeros and there are no rngs.
         """
         batch = arguments.input_shape(input_shape, self.in_features)[:-1]
         zero = jnp.zeros((*batch, self.hidden_features), one_step.carry_dtype(self.dtype, self.param_dtype))

@@ -20,17 +20,17 @@ from gru_jax.options import with_signature
 class RNN(nnx.Module):
     """A cell over whole sequences: stacked layers, one or both directions, dropout, zoneout, masks and resets.
 
-    The cell is a value of `gru_jax.cells`, or one's own (`gru_jax.cells.CellBase`); each leaf of its parameters is an
-    `nnx.Param` under its path: ``layer.cells[0].kernel`` where they are `gru_jax.Params`, ``layer.cells[0]["W"]`` where
-    they are a dict. A module of Flax, as `nnx.GRUCell`, is none: `flax.nnx.RNN` runs it.
+    The cell is one of `gru_jax.cells`, or a user's own (`gru_jax.cells.CellBase`). Each leaf of its parameters is an
+    `nnx.Param` under its path: ``layer.cells[0].kernel`` if they are `gru_jax.Params`, ``layer.cells[0]["W"]`` if they
+    are a dict. A module of Flax, such as `nnx.GRUCell`, is run by `flax.nnx.RNN`, not by this.
 
-    Runs `gru_jax.unroll`, so that what does not depend on the state and most of the gradient are parallel over time. It
-    draws random numbers only for dropout and zoneout, one key per call; without them it holds no random state and
-    mutates nothing. `deterministic` obeys `model.eval()` and `model.train()`.
+    It runs `gru_jax.unroll`: everything that does not depend on the state, and most of the gradient, is parallel over
+    time. It draws random numbers only for dropout and zoneout, one key per call. Without these it has no random state,
+    and a call changes nothing. `model.eval()` and `model.train()` set `deterministic`.
 
     Attributes:
       cells: the parameters of each layer and direction: layer 0 forward, layer 0 backward, layer 1 forward, and so on.
-      stack: what does not change: the equations, the number of layers, rates, layout.
+      stack: the static part: the equations, the number of layers, rates, layout.
 
     >>> import gru_jax
     >>> layer = RNN(gru_jax.cells.LSTM(), 3, 4, num_layers=2, bidirectional=True, dropout=0.1, rngs=nnx.Rngs(0))
@@ -63,20 +63,20 @@ class RNN(nnx.Module):
           cell: the equations.
           in_features, features: widths of the input, and of the outputs of each layer and direction.
           init_options: keywords for `cell.init`, as ``{"update_bias_init": gru_jax.initializers.forget_bias}``.
-          return_carry: what a call returns by default.
-          param_dtype: of the parameters, given to a `cell.init` that takes a dtype.
-          carry_init: initializer of the carry of a call that is given none; if None it is fresh, as the cell says.
-          rngs: source of the parameters, stream "params", of dropout and zoneout, stream "dropout", and of carries that
+          return_carry: whether a call returns the carry by default.
+          param_dtype: of the parameters. It is passed to a `cell.init` that takes a dtype.
+          carry_init: initializer of the carry, for calls without initial_carry; if None the carry is fresh, as the cell
+            defines it.
+          rngs: source of the parameters, stream "params"; of dropout and zoneout, stream "dropout"; and of carries that
             are not zero, stream "carry".
           **options: those of `gru_jax.options.Options`: num_layers, bidirectional, dropout, recurrent_dropout, zoneout,
             time_major, dtype, method, reverse.
 
         Raises:
-          TypeError, ValueError: if an argument is not of its kind, rngs lacks a stream, or recurrent_dropout is given
-            and the cell's step does not take it.
+          TypeError, ValueError: if an argument is invalid; names it.
 
         Warns:
-          UserWarning: if dropout is given and there is one layer, so that nothing is dropped.
+          UserWarning: if dropout is given and there is a single layer, so that nothing is dropped.
         """
         checks.integer("in_features", in_features, at_least=1)
         checks.param_dtype(param_dtype)
@@ -98,13 +98,13 @@ class RNN(nnx.Module):
             variables.check_rngs(rngs, "carry")
         self.carry_init = carry_init
         self.cells = nnx.List([self._cell(width, init_options, rngs) for width in self.stack.widths(in_features)])
-        # After the parameters, so that these are the same with dropout as without where both share one stream.
+        # After the parameters: if all share one stream, dropout must not change what the parameters are.
         self.rngs = rngs.dropout.fork() if self.stack.is_random else nnx.data(None)
         self.carry_rngs = rngs.carry.fork() if draws_carry else nnx.data(None)
 
     def _cell(self, in_features: int, init_options: Mapping[str, Any] | None, rngs: nnx.Rngs) -> Any:
         """The parameters of one cell as variables."""
-        drawn = parameters.drawn(
+        drawn = parameters.init_params(
             self.stack.cell, rngs.params(), in_features, self.features, self.param_dtype, init_options
         )
         return nnx.data(jax.tree.map(nnx.Param, drawn))
@@ -116,9 +116,9 @@ class RNN(nnx.Module):
 
     @property
     def model(self) -> Model:
-        """Parameters and stack as one value, without Flax: it can be called; `gru_jax.convert` takes that of a GRU.
+        """Parameters and stack as one callable value, without Flax. `gru_jax.convert` takes the model of a GRU.
 
-        A property, as the layer holds its parameters; the layers of `gru_jax.linen` do not, and have a method.
+        A property, since the layer holds its parameters. In `gru_jax.linen` it is a method, which takes them.
         """
         return Model(self.params, self.stack)
 
@@ -136,35 +136,36 @@ class RNN(nnx.Module):
         rngs: Streams | None = None,
         return_layers: bool = False,
     ) -> Outputs | tuple[Carry, Outputs]:
-        """Runs over whole sequences. A state is one array (*batch, features), or what the cell has in its place.
+        """Runs over whole sequences. A state is an array (*batch, features), or another pytree, as the cell defines it.
 
         Args:
           inputs: (*batch, time, in_features), or (time, *batch, in_features) if time_major.
-          initial_carry: where the call begins, drawn from carry_init if None. With one layer and direction a state,
-            (*batch, features) or what broadcasts to it; else a tuple or a list of such in the order of `cells`, or all
-            of them stacked, (layers·directions, *batch, features). What has one axis more than a state is stacked.
-          seq_lengths: (*batch,) integers in [0, time]; steps at and after a sequence's length are masked.
-          mask: (*batch, time) or (time, *batch), bool or numbers, of which those that are not 0, NaN too, are True;
-            where False the step is masked: states are held, outputs are 0.
-          resets: as mask; where True an episode begins at this step, with reset_state. No direction carries its state
-            from one episode into another. They do not count beyond a sequence's length.
-          reset_state: the state with which an episode begins, in one of the forms of initial_carry, or a single state
-            for all layers and directions; zero if None, and to be given where carry_init is not zeros. In a backward
-            direction it is the state that follows an episode's last step; that which follows the last step of the call
-            stays initial_carry. Without resets it does nothing.
-          return_carry: takes the place of the constructor's.
-          deterministic: if True nothing is dropped, and zoneout is its expectation; takes the place of the attribute.
-          rngs: where masks and carries come from, in place of the streams made by the constructor.
-          return_layers: whether outputs are those of every layer.
+          initial_carry: the state with which the call begins; carry_init draws it if None. For one layer and direction
+            a state, (*batch, features) or an array that broadcasts to it; otherwise a tuple or a list of states in the
+            order of `cells`, or all of them stacked, (layers·directions, *batch, features). A stacked carry has one
+            axis more than a state.
+          seq_lengths: (*batch,) integers in [0, time]. Steps at and after the length of a sequence are masked.
+          mask: (*batch, time) or (time, *batch), bool, or numbers, which are True if not 0 (so NaN is True). Where
+            False the step is masked: the state stays as it is and the output is 0.
+          resets: like mask. Where True an episode begins at this step, with reset_state. No direction carries its state
+            from one episode into another. Resets at and after the length of a sequence have no effect.
+          reset_state: the state with which an episode begins, in one of the forms of initial_carry, or one state for
+            all layers and directions. Zero if None; it must be given if carry_init is not zeros. In a backward
+            direction it follows the last step of an episode, while initial_carry follows the last step of the call.
+            Without resets it has no effect.
+          return_carry: overrides the constructor's.
+          deterministic: if True, nothing is dropped, and zoneout is its expectation. It overrides the attribute.
+          rngs: source of masks and carries, instead of the streams that the constructor made.
+          return_layers: whether to return the outputs of every layer.
 
         Returns:
-          outputs (*batch, time, directions·features), or with time first if time_major; with return_layers a tuple of
-          such, one for each layer, before dropout. Or (carry, outputs) if return_carry, with the last state of each
-          layer and direction in the form, dtype and weak type of initial_carry, in float32 where the computation is
-          narrower and initial_carry is None. (A bfloat16 carry is rounded between calls, see `gru_jax.unroll`.)
+          The outputs, (*batch, time, directions·features), or with time first if time_major; with return_layers a tuple
+          of such arrays, one for each layer, before dropout. With return_carry (carry, outputs), where carry is the
+          last state of each layer and direction, in the form, dtype and weak type of initial_carry; without one, in
+          float32 if the computation is narrower. (A bfloat16 carry is rounded between calls, see `gru_jax.unroll`.)
 
         Raises:
-          TypeError, ValueError: if a shape, a dtype, or a length that is known does not fit.
+          TypeError, ValueError: if a shape, a dtype, or a length whose value is known does not fit.
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
         draws = self.stack.is_random and not (self.deterministic if deterministic is None else deterministic)
@@ -197,22 +198,22 @@ class RNN(nnx.Module):
         resets: jax.Array | None = None,
         reset_state: Carry | None = None,
     ) -> tuple[Carry, jax.Array]:
-        """One step of every layer, for serving: a call on a sequence is this, step by step. Nothing is random.
+        """One step of every layer, for serving. It computes what a call on a sequence does. Nothing is random.
 
         Args:
-          carry: the state before, from `initialize_carry` at first, in one of the forms of initial_carry.
+          carry: the state before, at first from `initialize_carry`, in one of the forms of initial_carry.
           x_t: (*batch, in_features).
-          resets: (*batch,), bool or numbers, of which those that are not 0 are True; where True an episode begins, and
-            reset_state takes the place of carry.
-          reset_state: in one of the forms of carry, or a single state for all layers; zero if None.
+          resets: (*batch,), bool, or numbers, which are True if not 0. Where True an episode begins: reset_state takes
+            the place of carry.
+          reset_state: in one of the forms of carry, or one state for all layers; zero if None.
 
         Returns:
-          (carry, output): the new state in the form, dtype and weak type of the old one, and (*batch, features). (A
-          bfloat16 carry is rounded at every step, see `gru_jax.unroll`.)
+          (carry, output): the new state, in the form, dtype and weak type of the old one, and the output (*batch,
+          features). (A bfloat16 carry is rounded at every step, see `gru_jax.unroll`.)
 
         Raises:
-          TypeError, ValueError: if a shape or dtype does not fit, the layers run backwards too, or reset_state is
-            missing beside a carry_init other than zeros.
+          TypeError, ValueError: if a shape or dtype does not fit, layers run backwards, or reset_state is missing and
+            carry_init is not zeros.
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
         return self.stack.step(
@@ -222,18 +223,18 @@ class RNN(nnx.Module):
     def initialize_carry(
         self, input_shape: Sequence[int], rngs: Streams | None = None, carry_init: Initializer | None = None
     ) -> Carry:
-        """The state of every layer and direction before the first step; zeros draw nothing.
+        """The state of every layer and direction before the first step.
 
         Args:
           input_shape: shape of the input of one step, (*batch, in_features), as for Flax's cells.
-          rngs: where a random carry_init takes its key from, in place of the stream made by the constructor.
-          carry_init: takes the place of the constructor's.
+          rngs: source of the key of carry_init, instead of the stream that the constructor made. Zeros need none.
+          carry_init: overrides the constructor's.
 
         Returns:
-          (*batch, features), or a tuple of such; in float32 where the computation is narrower.
+          (*batch, features), or a tuple of such arrays; in float32 if the computation is narrower.
 
         Raises:
-          TypeError, ValueError: if input_shape does not fit, or a carry_init other than zeros has no rngs.
+          TypeError, ValueError: if input_shape does not fit, or carry_init is not zeros and there are no rngs.
         """
         batch = arguments.input_shape(input_shape, self.in_features)[:-1]
         init = self.carry_init if carry_init is None else carry_init
@@ -241,10 +242,10 @@ class RNN(nnx.Module):
         return self.stack.initial_carry(self.params, batch, init, key)
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """What `nnx.view` may set.
+        """Sets what `nnx.view` may set.
 
         Args:
-          deterministic: nothing is random if True.
+          deterministic: whether nothing is random; unchanged if None.
         """
         if deterministic is not None:
             self.deterministic = deterministic

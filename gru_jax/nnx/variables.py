@@ -12,11 +12,11 @@ from gru_jax import initializers
 from gru_jax.initializers import Initializer
 
 Streams = nnx.Rngs | nnx.RngStream | jax.Array
-"""Where a call may take its randomness from."""
+"""Sources of randomness that a call takes."""
 
 
 def check_rngs(rngs: Any, stream: str) -> None:
-    """Refuses what has no stream of this name and no default one."""
+    """Checks that `rngs` is an `nnx.Rngs` with a stream of this name, or with a default stream."""
     if not isinstance(rngs, nnx.Rngs):
         raise TypeError(f"rngs must be a flax.nnx.Rngs, got {type(rngs).__name__}")
     if stream not in rngs and "default" not in rngs:
@@ -24,7 +24,7 @@ def check_rngs(rngs: Any, stream: str) -> None:
 
 
 def draw_key(rngs: Any, stream: str) -> jax.Array:
-    """A key from whatever a caller passed as rngs."""
+    """A key from the `rngs` argument of a call."""
     if isinstance(rngs, nnx.Rngs):
         check_rngs(rngs, stream)
         return rngs[stream]()
@@ -36,7 +36,7 @@ def draw_key(rngs: Any, stream: str) -> jax.Array:
 
 
 def carry_key(carry_init: Initializer | None, rngs: Any) -> jax.Array | None:
-    """A key for a carry_init, which a zero carry does not need."""
+    """A key for carry_init; None for zeros, which need none."""
     if initializers.is_zeros(carry_init):
         return None
     if rngs is None:
@@ -45,7 +45,7 @@ def carry_key(carry_init: Initializer | None, rngs: Any) -> jax.Array | None:
 
 
 def variable(value: jax.Array | None, box: Any, metadata: Mapping[str, Any]) -> Any:
-    """A variable with the metadata of its initializer and the metadata given beside it; None stays None."""
+    """A variable with the metadata of its initializer's box and other metadata; None for None."""
     if value is None:
         return nnx.data(None)
     return nnx.Param(value if box is None else dataclasses.replace(box, raw_value=value), **metadata)
@@ -57,7 +57,7 @@ def values(tree: Any) -> Any:
 
 
 def unbox(init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> tuple[Initializer, Any]:
-    """An initializer that draws arrays, and the box `nnx.with_partitioning` or `nnx.with_metadata` puts around them."""
+    """An initializer without the box of `nnx.with_partitioning` or `nnx.with_metadata`; and the box, None if none."""
     boxes = []
 
     def draw(key: jax.Array) -> Any:
