@@ -8,6 +8,8 @@
 #include <exception>
 #include <initializer_list>
 #include <new>
+#include <string>
+#include <string_view>
 
 #include "call.h"
 #include "shapes.h"
@@ -37,7 +39,14 @@ struct Operands {
   Bool mask, resets;
   F32 reset_state;
   bool reset_after, reverse;
+  Candidate candidate = Candidate::kTanh;
   Memory zero = nullptr;  // (H), where there is no reset_state
+
+  // Reads the name of the candidate's activation; false if there is none of that name.
+  bool has_candidate(std::string_view name) {
+    candidate = name == "tanh" ? Candidate::kTanh : Candidate::kSigmoid;
+    return name == "tanh" || name == "sigmoid";
+  }
 
   // False if there is no memory.
   bool provide_zero() {
@@ -56,6 +65,7 @@ struct Operands {
     const int64_t x_row = (x_groups == 1 ? 0 : g * axes.rows) + first;
     const Sizes sizes = {axes.steps, parts.size(i), axes.D, axes.H, reset_after, reverse};
     return {sizes,
+            candidate,
             {xs.typed_data() + x_row * axes.D, x_groups * axes.rows * axes.D},
             h_0.typed_data() + row * axes.H,
             given(reset_state) ? reset_state.typed_data() + row * axes.H : zero.get(),
@@ -66,6 +76,10 @@ struct Operands {
             packed.groups[g]};
   }
 };
+
+ffi::Error unknown_candidate(std::string_view name) {
+  return ffi::Error::InvalidArgument("gru_jax: candidate must be tanh or sigmoid, got " + std::string(name));
+}
 
 // Reads off the axes, and begins to check shapes.
 Shapes check(Operands& o) {
@@ -109,8 +123,9 @@ bool go_past_caches(std::initializer_list<Result*> kept) {
 
 ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F32 recurrent, F32 recurrent_bias, F32 drop,
                   Bool mask, Bool resets, F32 reset_state, Result hs, Result kept_r, Result kept_z, Result kept_n, Result kept_q,
-                  bool reset_after, bool reverse, int64_t threads) {
+                  bool reset_after, bool reverse, std::string_view candidate, int64_t threads) {
   Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_state, reset_after, reverse};
+  if (!o.has_candidate(candidate)) return unknown_candidate(candidate);
   Shapes shapes = check(o);
   const Axes& axes = o.axes;
   shapes.has("hs", *hs, {axes.steps, axes.groups, axes.rows, axes.H});
@@ -150,8 +165,9 @@ void reduce(const Call& call, const Axes& axes, const Parts& parts, const float*
 ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F32 recurrent, F32 recurrent_bias, F32 drop,
                     Bool mask, Bool resets, F32 reset_state, F32 hs, F32 ct, F32 kept_r, F32 kept_z, F32 kept_n, F32 kept_q, Result d_xs,
                     Result d_h_0, Result d_reset_state, Result d_kernel, Result d_bias, Result d_recurrent, Result d_recurrent_bias,
-                    bool reset_after, bool reverse, int64_t threads) {
+                    bool reset_after, bool reverse, std::string_view candidate, int64_t threads) {
   Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_state, reset_after, reverse};
+  if (!o.has_candidate(candidate)) return unknown_candidate(candidate);
   Shapes shapes = check(o);
   const Axes& axes = o.axes;
   const int64_t T = axes.steps, G = axes.groups, B = axes.rows, D = axes.D, H = axes.H, all_rows = G * B;
@@ -249,6 +265,7 @@ XLA_FFI_DEFINE_HANDLER(states_handler, states,
                                   .Ret<F32>()   // and q; empty where not
                                   .Attr<bool>("reset_after")
                                   .Attr<bool>("reverse")
+                                  .Attr<std::string_view>("candidate")
                                   .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER(gradient_handler, gradient,
@@ -279,6 +296,7 @@ XLA_FFI_DEFINE_HANDLER(gradient_handler, gradient,
                                   .Ret<F32>()   // d_recurrent_bias
                                   .Attr<bool>("reset_after")
                                   .Attr<bool>("reverse")
+                                  .Attr<std::string_view>("candidate")
                                   .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER(linear_handler, linear,

@@ -26,29 +26,6 @@ struct Rows {
   bool keep[kChunk];
 };
 
-// A gate from its preactivation, with 1 − σ beside it, each to full relative precision, and its derivative. Where a gate is
-// saturated the derivative is 0, not only small: it is multiplied by weights and their products, however large.
-struct Gate {
-  V value, rest, slope;
-};
-
-INLINE Gate gate_of(V a) {
-  constexpr int32_t kSign = INT32_MIN;
-  V e = exponential((V)((Bits)a | kSign)), large = 1.0f / (1.0f + e), small = e * large;
-  return {a < 0.0f ? small : large, a < 0.0f ? large : small, small * large};
-}
-
-// A candidate and its derivative, which is 0 where tanh_ratio has come to its end.
-struct Candidate {
-  V value, slope;
-};
-
-INLINE Candidate candidate_of(V a) {
-  Ratio ratio = tanh_ratio(a);
-  V n = ratio.numerator / ratio.denominator;
-  return {n, a * a > kTanhBound * kTanhBound ? V{} : 1.0f - n * n};
-}
-
 struct Linearise {
   const Chunk* chunk;
   const Rows* rows;
@@ -62,9 +39,10 @@ struct Linearise {
   INLINE_MEMBER V h_tm1(int64_t m, int64_t column) const { return load(rows->h_tm1[m] + column, H - column); }
 
   // The slots of a cell that resets after the product.
+  template <class Activation>
   INLINE_MEMBER void after(int64_t m, int64_t block, Gate r, V a_z, V a_n, V q) const {
     Gate z = gate_of(a_z);
-    Candidate n = candidate_of(a_n);
+    ValueSlope n = Activation::with_slope(a_n);
     V slope = z.rest * n.slope;
     keep_slots(m, block, r.value, slope * q * r.slope, (h_tm1(m, block * kLanes) - n.value) * z.slope, slope, z.value);
   }
@@ -78,10 +56,11 @@ struct Linearise {
     keep_slots(m, block, r.value, h_in * r.slope, z.slope, z.rest, z.value);
   }
 
+  template <class Activation>
   INLINE_MEMBER void complete(int64_t m, int64_t block, V a_n) const {
     int64_t column = block * kLanes;
     float* slot = chunk->slots + m * chunk->slots_stride + column;
-    Candidate n = candidate_of(a_n);
+    ValueSlope n = Activation::with_slope(a_n);
     store(slot + kCZ * width, load(slot + kCZ * width) * (h_tm1(m, column) - n.value));
     store(slot + kAN * width, load(slot + kAN * width) * n.slope);
   }
@@ -96,6 +75,7 @@ struct Linearise {
   }
 };
 
+template <class Activation>
 struct LineariseAfter : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
@@ -124,7 +104,7 @@ struct LineariseAfter : Linearise {
       for (int p = 0; p < P; ++p) {
         Gate r = gate_of(acc[i][p][0]);
         V q = acc[i][p][2];
-        after(m + i, block + p, r, acc[i][p][1], x_n[i][p] + r.value * q, q);
+        after<Activation>(m + i, block + p, r, acc[i][p][1], x_n[i][p] + r.value * q, q);
       }
     }
   }
@@ -154,6 +134,7 @@ struct LineariseBeforeGates : Linearise {
 };
 
 // Second half: n, which completes c_z and a_n.
+template <class Activation>
 struct LineariseBeforeCandidate : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
@@ -168,12 +149,13 @@ struct LineariseBeforeCandidate : Linearise {
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) complete(m + i, block + p, acc[i][p][0]);
+      for (int p = 0; p < P; ++p) complete<Activation>(m + i, block + p, acc[i][p][0]);
     }
   }
 };
 
 // The slots from the preactivations that the forward pass has kept.
+template <class Activation>
 static void linearise_kept(const Gradient& job, const Linearise& to) {
   const Sizes& sizes = job.in.sizes;
   for (int64_t m = to.rows->own.first; m < to.rows->own.end; ++m) {
@@ -184,10 +166,10 @@ static void linearise_kept(const Gradient& job, const Linearise& to) {
         return load(row_of(job.kept[which], t, row, to.H) + block * kLanes, to.H - block * kLanes);
       };
       if (sizes.reset_after) {
-        to.after(m, block, gate_of(kept(kKeptR)), kept(kKeptZ), kept(kKeptN), kept(kKeptQ));
+        to.after<Activation>(m, block, gate_of(kept(kKeptR)), kept(kKeptZ), kept(kKeptN), kept(kKeptQ));
       } else {
         to.before(m, block, kept(kKeptR), kept(kKeptZ));
-        to.complete(m, block, kept(kKeptN));
+        to.complete<Activation>(m, block, kept(kKeptN));
       }
     }
   }
@@ -222,18 +204,19 @@ static void gather(const Gradient& job, const Chunk& chunk, Rows& rows) {
   }
 }
 
+template <class Activation>
 static void linearise(const Gradient& pass, const Chunk& chunk, const Rows& rows) {
   const Recurrence& in = pass.in;
   const Packed& w = in.weights;
   const Linearise job = {&chunk, &rows, w.kernel.data, w.recurrent.data, w.bias, w.recurrent_bias, chunk.D, chunk.H, chunk.width};
   const int64_t blocks = chunk.width / kLanes;
   if (pass.kept[kKeptR].data) {
-    linearise_kept(pass, job);
+    linearise_kept<Activation>(pass, job);
   } else if (in.sizes.reset_after) {
-    cover<3>(LineariseAfter{job}, rows.own, blocks);
+    cover<3>(LineariseAfter<Activation>{job}, rows.own, blocks);
   } else {
     cover<2>(LineariseBeforeGates{job}, rows.own, blocks);
-    cover<1>(LineariseBeforeCandidate{job}, rows.own, blocks);
+    cover<1>(LineariseBeforeCandidate<Activation>{job}, rows.own, blocks);
   }
   // An infinity that entered a product has made a NaN of the padding, which enters the next one.
   for (int64_t m = rows.own.first; chunk.H < chunk.width && m < rows.own.end; ++m) {
@@ -308,7 +291,7 @@ static void linearise_chunk(const Gradient& job, int64_t i, float* memory, const
   const Chunk chunk = chunk_at(job.in.sizes, i, memory);
   Rows rows(share_of(share, chunk.steps * job.in.sizes.rows));
   gather(job, chunk, rows);
-  linearise(job, chunk, rows);
+  (job.in.candidate == Candidate::kTanh ? linearise<Tanh> : linearise<Sigmoid>)(job, chunk, rows);
 }
 
 // The carry of rows that a step started from h_0 or from the reset state goes there, and ends: in the padding, too, where a NaN

@@ -52,9 +52,13 @@ struct Sizes {
   bool reset_after, reverse;
 };
 
+// What a cell's candidate is the activation of.
+enum class Candidate { kTanh, kSigmoid };
+
 // What both passes read.
 struct Recurrence {
   Sizes sizes;
+  Candidate candidate;
   Series xs;
   const float* h_0;
   const float* reset_state;  // takes the place of the state before a step that resets

@@ -3,8 +3,9 @@
 INLINE V plus_exponential(V x) { return 1.0f + exponential(x); }
 
 // z h + (1 − z) n as h + (1 − z)(n − h), with one division for both activations. A gate that keeps everything keeps exactly.
+template <class Activation>
 INLINE V interpolated(V h, V a_z, V a_n) {
-  Ratio n = tanh_ratio(a_n);
+  Ratio n = Activation::ratio(a_n);
   return h + (n.numerator - h * n.denominator) / (n.denominator * plus_exponential(a_z));
 }
 
@@ -38,15 +39,16 @@ struct Step {
     }
   }
 
+  template <class Activation>
   INLINE_MEMBER void finish(int64_t row, int64_t block, V a_z, V a_n) const {
     int64_t column = block * kLanes;
     V h = load(h_tm1[row] + column, H - column);
-    V next = interpolated(h, a_z, a_n);
+    V next = interpolated<Activation>(h, a_z, a_n);
     store(h_t + row * H + column, keep && !keep[row] ? h : next, H - column);
   }
 };
 
-template <bool kKeep>
+template <bool kKeep, class Activation>
 struct ResetAfter : Step {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
@@ -79,7 +81,7 @@ struct ResetAfter : Step {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) finish(row + r, block + p, acc[r][p][1], acc[r][p][2]);
+      for (int p = 0; p < P; ++p) finish<Activation>(row + r, block + p, acc[r][p][1], acc[r][p][2]);
     }
   }
 };
@@ -117,7 +119,7 @@ struct ResetBeforeGates : Step {
 };
 
 // Second half: the candidate and the new state.
-template <bool kKeep>
+template <bool kKeep, class Activation>
 struct ResetBeforeCandidate : Step {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
@@ -134,7 +136,7 @@ struct ResetBeforeCandidate : Step {
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        finish(row + r, block + p, load(x(row + r, block + p, 1)), acc[r][p][0]);
+        finish<Activation>(row + r, block + p, load(x(row + r, block + p, 1)), acc[r][p][0]);
         if constexpr (kKeep) keep_preactivation(kKeptN, row + r, block + p, acc[r][p][0]);
       }
     }
@@ -143,14 +145,14 @@ struct ResetBeforeCandidate : Step {
 
 // A thread's share of a step; false if the rest is left to the other. What is not kept costs nothing: even a branch for it slows
 // a single row down by a few per cent.
-template <bool kKeep>
+template <bool kKeep, class Activation>
 static bool take(const Step& step, bool reset_after, int64_t rows, const Order& order, bool back, Share& share) {
   if (reset_after) {
-    cover<3>(ResetAfter<kKeep>{step}, rows, order, back);
+    cover<3>(ResetAfter<kKeep, Activation>{step}, rows, order, back);
   } else {
     cover<2>(ResetBeforeGates<kKeep>{step}, rows, order, back);
     if (!meet(share)) return false;
-    cover<1>(ResetBeforeCandidate<kKeep>{step}, rows, share_of(share, blocks_of(step.H)));
+    cover<1>(ResetBeforeCandidate<kKeep, Activation>{step}, rows, share_of(share, blocks_of(step.H)));
   }
   if (kKeep && step.streams && share.members > 1) fence();  // the other may finish alone what it has been told of
   return meet(share);
@@ -197,7 +199,9 @@ static bool walk_states(const States& job, int64_t i, float* projected, float* c
     return sizes.reset_after ? order_of<3>(rows, own, H) : order_of<2>(rows, own, H);
   };
   Order order = own_order();
-  const bool past_caches = streams(job);
+  const bool past_caches = streams(job), keeps = job.kept[kKeptR].data;
+  const auto take_step = in.candidate == Candidate::kTanh ? (keeps ? take<true, Tanh> : take<false, Tanh>)
+                                                          : (keeps ? take<true, Sigmoid> : take<false, Sigmoid>);
   bool mine = true;
 
   for (int64_t s = i * chunk; mine && s < least((i + 1) * chunk, sizes.steps); ++s) {
@@ -218,13 +222,13 @@ static bool walk_states(const States& job, int64_t i, float* projected, float* c
                        reset,
                        reset_rows,
                        job.hs.data + t * job.hs.step,
-                       job.kept[kKeptR].data ? job.kept : nullptr,
+                       keeps ? job.kept : nullptr,
                        past_caches,
                        t,
                        H,
                        width};
     const int64_t members = share.members;
-    mine = (step.kept ? take<true> : take<false>)(step, sizes.reset_after, rows, order, s % 2, share);
+    mine = take_step(step, sizes.reset_after, rows, order, s % 2, share);
     if (share.members != members) order = own_order();
   }
   if (past_caches) fence();

@@ -97,3 +97,48 @@ INLINE Ratio tanh_ratio(V x) {
   q = q * y + 1.0f;
   return {x * p, q};
 }
+
+// A gate from its preactivation, with 1 − σ beside it, each to full relative precision, and its derivative. Where a gate is
+// saturated the derivative is 0, not only small: it is multiplied by weights and their products, however large.
+struct Gate {
+  V value, rest, slope;
+};
+
+// e^(−|x|)
+INLINE V exponential_of_minus_abs(V x) {
+  constexpr int32_t kSign = INT32_MIN;
+  return exponential((V)((Bits)x | kSign));
+}
+
+INLINE Gate gate_of(V a) {
+  V e = exponential_of_minus_abs(a), large = 1.0f / (1.0f + e), small = e * large;
+  return {a < 0.0f ? small : large, a < 0.0f ? large : small, small * large};
+}
+
+struct ValueSlope {
+  V value, slope;
+};
+
+// The activations of a candidate: as a ratio, whose denominator lies in [1, 250], and as a value with its derivative, which is 0
+// where the activation is saturated.
+struct Tanh {
+  static INLINE_MEMBER Ratio ratio(V x) { return tanh_ratio(x); }
+
+  static INLINE_MEMBER ValueSlope with_slope(V x) {
+    Ratio tanh = tanh_ratio(x);
+    V value = tanh.numerator / tanh.denominator;
+    return {value, x * x > kTanhBound * kTanhBound ? V{} : 1.0f - value * value};
+  }
+};
+
+struct Sigmoid {
+  static INLINE_MEMBER Ratio ratio(V x) {
+    V e = exponential_of_minus_abs(x);
+    return {x < 0.0f ? e : all(1.0f), 1.0f + e};
+  }
+
+  static INLINE_MEMBER ValueSlope with_slope(V x) {
+    Gate sigmoid = gate_of(x);
+    return {sigmoid.value, sigmoid.slope};
+  }
+};

@@ -318,10 +318,12 @@ class StatesCall {
     static uint8_t no = 0;
     static int64_t most = 0;
     XLA_FFI_Scalar flag = {XLA_FFI_DataType_PRED, &no}, number = {XLA_FFI_DataType_S64, &most};
-    XLA_FFI_ByteSpan names[] = {{"reset_after", 11}, {"reverse", 7}, {"threads", 7}};
-    XLA_FFI_ByteSpan* name_of[] = {&names[0], &names[1], &names[2]};
-    void* values[] = {&flag, &flag, &number};
-    XLA_FFI_AttrType kinds[] = {XLA_FFI_AttrType_SCALAR, XLA_FFI_AttrType_SCALAR, XLA_FFI_AttrType_SCALAR};
+    XLA_FFI_ByteSpan candidate = {"tanh", 4};
+    XLA_FFI_ByteSpan names[] = {{"candidate", 9}, {"reset_after", 11}, {"reverse", 7}, {"threads", 7}};
+    XLA_FFI_ByteSpan* name_of[] = {&names[0], &names[1], &names[2], &names[3]};
+    void* values[] = {&candidate, &flag, &flag, &number};
+    constexpr auto scalar = XLA_FFI_AttrType_SCALAR;
+    XLA_FFI_AttrType kinds[] = {XLA_FFI_AttrType_STRING, scalar, scalar, scalar};
     XLA_FFI_ArgType arg_kinds[16];
     XLA_FFI_RetType ret_kinds[16];
     void *args[16], *rets[16];
@@ -333,7 +335,7 @@ class StatesCall {
     frame.stage = XLA_FFI_ExecutionStage_EXECUTE;
     frame.args = {XLA_FFI_Args_STRUCT_SIZE, nullptr, static_cast<int64_t>(args_.size()), arg_kinds, args};
     frame.rets = {XLA_FFI_Rets_STRUCT_SIZE, nullptr, static_cast<int64_t>(rets_.size()), ret_kinds, rets};
-    frame.attrs = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr, 3, kinds, name_of, values};
+    frame.attrs = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr, 4, kinds, name_of, values};
     std::fill(hs(), hs() + count_, 0.0f);
     return targets()[0].handler(&frame);
   }
