@@ -15,6 +15,25 @@ typedef float Unaligned __attribute__((vector_size(GRU_VECTOR_BYTES), aligned(4)
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
+template <int kFirst, int kEnd, class Body>
+INLINE void unrolled_range(const Body& body) {
+  if constexpr (kFirst < kEnd) {
+    body(kFirst);
+    unrolled_range<kFirst + 1, kEnd>(body);
+  }
+}
+
+// body(i, …) for all 0 ≤ i < N, …, the last index first, one after the other and not as a loop: so arrays that `body` indexes by
+// them are in registers. `body` is to be an INLINE_LAMBDA.
+template <int N, int... kMore, class Body>
+INLINE void unrolled(const Body& body) {
+  if constexpr (sizeof...(kMore) == 0) {
+    unrolled_range<0, N>(body);
+  } else {
+    unrolled_range<0, N>([&](int i) INLINE_LAMBDA { unrolled<kMore...>([&](auto... more) INLINE_LAMBDA { body(i, more...); }); });
+  }
+}
+
 INLINE V load(const float* p) { return *(const Unaligned*)p; }
 INLINE void store(float* p, V v) { *(Unaligned*)p = v; }
 
