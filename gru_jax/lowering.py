@@ -1,7 +1,8 @@
 """What the primitives become on a CPU: calls of the native kernels where they apply, otherwise loops of XLA.
 
-The kernels (C++, in `native/`) compute the states, their gradient and the linear recurrence in float32, for the gates σ
-and tanh. The rest, every other platform, and what `jax.export` writes, takes the definitions of `gru_jax.recurrence`.
+The kernels (C++, in `native/`) compute the states, their gradient and the linear recurrence in float32, for gates σ and
+a candidate that is tanh or σ. The rest, every other platform, and what `jax.export` writes, takes the definitions of
+`gru_jax.recurrence`.
 """
 
 import dataclasses
@@ -31,6 +32,9 @@ try:
     missing = None
 except ImportError as error:
     missing = unbuilt.why(error)
+
+CANDIDATES = activations.TANH, activations.SIGMOID
+"""The activations of a candidate that the kernels have; the gates' is sigmoid."""
 
 SMALL, PER_USE = 1 << 18, {"gru_states": 50_000, "gru_pull": 30_000}
 """A recurrence is left to XLA if W and U hold more numbers than the first, and more than the second for each step and
@@ -79,8 +83,8 @@ def obstacle(primitive: str, named: dict[str, Any], params: dict[str, Any]) -> s
     if not config.native:
         return "gru_jax.config.native is False"
     cell = params.get("cell")
-    if cell is not None and (cell.gate, cell.candidate) != (activations.SIGMOID, activations.TANH):
-        return "the cell has other activations than sigmoid and tanh"
+    if cell is not None and (cell.gate != activations.SIGMOID or cell.candidate not in CANDIDATES):
+        return "the cell has other activations than a sigmoid gate and a tanh or sigmoid candidate"
     dtypes = {str(x.dtype) for name, x in named.items() if name not in ("mask", "resets")}
     if dtypes != {"float32"}:
         return f"the kernels are for float32, got {', '.join(sorted(dtypes))}"
@@ -307,7 +311,13 @@ def _states(
     hs, none = _array(steps, *folded.sizes, features), _array(0)
     kept = [hs if keep and (name != "q" or cell.reset_after) else none for name in Preactivations._fields]
     call = jax.ffi.ffi_call("gru_jax_states", (hs, *kept))
-    outs = call(*folded.all(o), reset_after=cell.reset_after, reverse=reverse, threads=_threads())
+    outs = call(
+        *folded.all(o),
+        candidate=cell.candidate.name,
+        reset_after=cell.reset_after,
+        reverse=reverse,
+        threads=_threads(),
+    )
     return [x.reshape(steps, *folded.lead, features) for x in outs if x.size]
 
 
@@ -340,6 +350,7 @@ def _pull(
         folded.timed(hs),
         folded.timed(ct),
         *(_none(jnp.float32) if x is None else folded.timed(x) for x in kept),
+        candidate=cell.candidate.name,
         reset_after=cell.reset_after,
         reverse=reverse,
         threads=_threads(),

@@ -115,7 +115,8 @@ def test_cells(tmp_path, capsys):
     written = json.loads((tmp_path / "c.json").read_text())["cells"]
     ours = ["gru_jax-auto", "gru_jax-scan", "gru_jax-fused"]
     lstm = [*ours, "flax LSTMCell", "flax OptimizedLSTMCell"]
-    assert [row["name"] for row in written] == [*lstm, *lstm, *ours, "flax MGUCell", *ours, "flax MGUCell"]
+    mgu, goodfellow = [*ours, "flax MGUCell"], [*ours, "CHO2014", "flax GRUCell"]
+    assert [row["name"] for row in written] == [*2 * lstm, *2 * mgu, *2 * goodfellow]
     assert all(row["difference"] is None or row["difference"] < 1e-5 for row in written)
     assert "### MGU, gradient: T = 3, B = 2, D = 3, H = 4; × the faster of Flax' cells" in capsys.readouterr().out
 

@@ -16,6 +16,10 @@ from tests.cases import OPTIONS, ORACLE, native_is_installed, problem, unroll
 from tests.test_derivatives import AXES, OPERATORS, WRT, scalar, stacked, tangents
 
 CELLS = {"after": gru_jax.CUDNN, "before": gru_jax.CHO2014}
+EVERY_CELL = CELLS | {
+    "goodfellow": gru_jax.GOODFELLOW,
+    "after_sigmoid": gru_jax.GRU(reset_after=True, candidate=jax.nn.sigmoid),
+}
 ACCURACY = 2e-6  # of float32, relative to the largest entry
 native = pytest.mark.skipif(not native_is_installed, reason="the native kernels are not installed")
 each_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
@@ -59,10 +63,10 @@ def run(method="auto", cell=gru_jax.CUDNN):
 
 
 def random_problem(seed, most=(150, 70, 80, 80)):
-    """Sizes, options and values at random: odd widths, one row, one step, many rows and steps."""
+    """Sizes, options and values at random: odd widths, one row, one step, many rows and steps; both candidates."""
     rng = np.random.default_rng(seed)
     steps, batch, in_features, features = (int(rng.integers(1, n)) for n in most)
-    cell = gru_jax.GRU(reset_after=bool(rng.integers(2)))
+    cell = gru_jax.GRU(reset_after=bool(rng.integers(2)), candidate=(jnp.tanh, jax.nn.sigmoid)[seed // 2 % 2])
 
     def normal(*shape, fan_in=1):
         return jnp.asarray(rng.standard_normal(shape) / fan_in**0.5, jnp.float32)
@@ -173,7 +177,7 @@ def test_many_preactivations(cell, keep):
 
 @native
 @pytest.mark.parametrize("kept", [False, True])
-@each_cell
+@pytest.mark.parametrize("cell", EVERY_CELL.values(), ids=EVERY_CELL)
 def test_saturated_gates(cell, kept, keep):
     """Their derivative is 0, of which no weight, however large, makes more: scan's is finite, so are the kernels'."""
     keep(kept)
@@ -205,14 +209,14 @@ OPERANDS = {
 }  # fmt: skip
 KEPT = {"kept r": HS, "kept z": HS, "kept n": HS, "kept q": HS}
 CALLS = {
-    "states": (OPERANDS, {"hs": HS, **KEPT}, {}),
+    "states": (OPERANDS, {"hs": HS, **KEPT}, {"candidate": "tanh"}),
     "gradient": (
         {**OPERANDS, "hs": HS, "ct": HS, **KEPT},
         {
             "d_xs": (5, 2, 3, 6), "d_h_0": STATE, "d_reset_state": STATE, "d_kernel": (2, 6, 12), "d_bias": (2, 12),
             "d_recurrent_kernel": (2, 4, 12), "d_recurrent_bias": (2, 4),
         },
-        {},
+        {"candidate": "sigmoid"},
     ),
     "linear": (
         {
@@ -232,15 +236,18 @@ def test_shapes_are_checked_in_cpp(handler):
     operands, results, attributes = CALLS[handler]
     attributes = {"reset_after": True, "reverse": False, "threads": np.int64(1), **attributes}
 
-    def call(changed):
+    def call(changed, **others):
         inputs = [
             np.zeros(changed.get(name, shape), bool if name in ("mask", "resets") else np.float32)
             for name, shape in operands.items()
         ]
         outputs = [jax.ShapeDtypeStruct(changed.get(name, shape), np.float32) for name, shape in results.items()]
-        return jax.block_until_ready(jax.ffi.ffi_call(f"gru_jax_{handler}", outputs)(*inputs, **attributes))
+        return jax.block_until_ready(jax.ffi.ffi_call(f"gru_jax_{handler}", outputs)(*inputs, **attributes | others))
 
     call({})
+    if "candidate" in attributes:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="candidate must be tanh or sigmoid, got relu"):
+            call({}, candidate="relu")
     optional = {"bias", "recurrent bias", "drop", "mask", "resets", "reset_state"}
     optional |= {"d_xs", "d_reset_state", "d_bias", "d_recurrent_bias"}
     needless = {"ys"}  # XLA leaves out a call whose only result is empty
@@ -294,6 +301,8 @@ def test_an_unknown_instruction_set_is_refused():
         ("after", "value_and_grad", "plain", False),
         *((cell, "value_and_grad", "all", kept) for cell in CELLS for kept in (False, True)),
         *((cell, "forward_over_reverse", "all", False) for cell in CELLS),
+        ("goodfellow", "value_and_grad", "all", True),
+        ("goodfellow", "reverse_over_forward", "all", False),
         ("after", "linearize", "all", False),
         ("before", "reverse_over_forward", "all", False),
         ("after", "reverse_over_reverse", "all", True),
@@ -309,7 +318,7 @@ def test_an_unknown_instruction_set_is_refused():
     ),
 )
 def test_every_derivative(cell, operator, options, kept, keep):
-    cell = CELLS[cell]
+    cell = EVERY_CELL[cell]
     keep(kept)
     p = problem(cell, OPTIONS[options])
     static = {name: value for name, value in p.options.items() if name == "reverse"}

@@ -1,4 +1,4 @@
-"""The LSTM and the minimal gated unit over whole sequences, beside Flax' cells of these names."""
+"""The LSTM, the minimal gated unit and the book's form of the GRU over whole sequences, beside Flax' cells."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +11,7 @@ import numpy as np
 import gru_jax
 from experiments.bench import timing
 from experiments.bench.measure import PASSES, TOLERANCE
+from experiments.bench.peers.in_jax import put_into_flax
 from experiments.bench.settings import Shape
 from experiments.bench.timing import Timing
 
@@ -25,9 +26,9 @@ class CellTime(NamedTuple):
 
     Attributes:
       shape: T, B, D and H.
-      cell: "LSTM" or "MGU".
+      cell: "LSTM", "MGU" or "GOODFELLOW".
       which: of `PASSES`.
-      name: "gru_jax-" and a method of `unroll`, or a cell of Flax.
+      name: "gru_jax-" and a method of `unroll`, a cell of Flax, or "CHO2014".
       timing: of a call.
       speedup: how many times as fast as the faster of Flax' cells, the median over rounds.
       difference: of hs from gru_jax' plain scan, as a share of the largest; None where the equations are others.
@@ -50,7 +51,7 @@ class CellTime(NamedTuple):
 
 
 def run(shapes: Iterable[Shape], rounds: int, sample_seconds: float) -> Iterator[list[CellTime]]:
-    """Times both cells by each method and Flax' cells, forward and gradient, in turn.
+    """Times each cell by each method and Flax' cells, forward and gradient, in turn.
 
     Args:
       shapes: what to run.
@@ -60,7 +61,7 @@ def run(shapes: Iterable[Shape], rounds: int, sample_seconds: float) -> Iterator
       The rows of one shape, one cell and one pass.
     """
     for shape in shapes:
-        for cell, peers in {"LSTM": _lstm(shape), "MGU": _mgu(shape)}.items():
+        for cell, peers in {"LSTM": _lstm(shape), "MGU": _mgu(shape), "GOODFELLOW": _goodfellow(shape)}.items():
             for which in PASSES:
                 yield list(_rows(shape, cell, which, peers, rounds, sample_seconds))
 
@@ -152,3 +153,22 @@ def _mgu(shape: Shape) -> dict[str, tuple[Run, Any]]:
     variables = flax.init(jax.random.key(0), zero, jnp.zeros((shape.B, shape.D)))
     ours = _ours(cell, cell.init(jax.random.key(0), shape.D, shape.H))
     return ours | {"flax MGUCell": (_over_time(flax.apply, zero), variables)}
+
+
+def _goodfellow(shape: Shape) -> dict[str, tuple[Run, Any]]:
+    """Beside `CHO2014`, which has a tanh for the candidate, and Flax' cell, which also resets after the product."""
+    from flax import nnx
+
+    weights = gru_jax.GOODFELLOW.init(jax.random.key(0), shape.D, shape.H)
+    parts: Any = nnx.split(nnx.GRUCell(shape.D, shape.H, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    graph, params, rest = parts
+    put_into_flax(params, weights)
+
+    def step(params: Any, carry: Any, x: jax.Array) -> Any:
+        return nnx.merge(graph, params, rest)(carry, x)
+
+    others = {
+        "CHO2014": _ours(gru_jax.CHO2014, weights)["gru_jax-auto"],
+        "flax GRUCell": (_over_time(step, jnp.zeros((shape.B, shape.H))), params),
+    }
+    return _ours(gru_jax.GOODFELLOW, weights) | others

@@ -62,7 +62,7 @@ class Bench:
     rollout: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """instead of the shapes, calls of 1, 4 and 16 steps, in a scan of 128 calls and alone"""
     cells: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """instead of GRUs, the LSTM and the minimal gated unit beside Flax' cells"""
+    """instead of GRUs, the LSTM, the minimal gated unit and `GOODFELLOW` beside Flax' cells"""
     rounds: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 11, quick 3)")] = None
     """samples of each peer"""
     sample_ms: float = 20.0

@@ -1,5 +1,5 @@
 // The gradient of the state recurrence: from the cotangent of the states to those of inputs, initial state and weights, for
-// a part of the rows. Included once by each unit.
+// a part of the rows.
 //
 // It walks back over chunks of steps that fit in the second-level cache. In each it forms the gates again, in parallel over
 // time, from the inputs and the states; runs the transposed linearisation back; then multiplies its results with what entered
@@ -21,33 +21,10 @@ struct Rows {
   Span own;
   const float* inputs[kChunk];
   const float* states[kChunk];
-  const float* resets[kChunk];
+  float* resets[kChunk];
   const float* h_tm1[kChunk];
   bool keep[kChunk];
 };
-
-// A gate from its preactivation, with 1 − σ beside it, each to full relative precision, and its derivative. Where a gate is
-// saturated the derivative is 0, not only small: it is multiplied by weights and their products, however large.
-struct Gate {
-  V value, rest, slope;
-};
-
-INLINE Gate gate_of(V a) {
-  constexpr int32_t kSign = INT32_MIN;
-  V e = exponential((V)((Bits)a | kSign)), large = 1.0f / (1.0f + e), small = e * large;
-  return {a < 0.0f ? small : large, a < 0.0f ? large : small, small * large};
-}
-
-// A candidate and its derivative, which is 0 where tanh_ratio has come to its end.
-struct Candidate {
-  V value, slope;
-};
-
-INLINE Candidate candidate_of(V a) {
-  Ratio ratio = tanh_ratio(a);
-  V n = ratio.numerator / ratio.denominator;
-  return {n, a * a > kTanhBound * kTanhBound ? V{} : 1.0f - n * n};
-}
 
 struct Linearise {
   const Chunk* chunk;
@@ -62,9 +39,10 @@ struct Linearise {
   INLINE_MEMBER V h_tm1(int64_t m, int64_t column) const { return load(rows->h_tm1[m] + column, H - column); }
 
   // The slots of a cell that resets after the product.
+  template <class Activation>
   INLINE_MEMBER void after(int64_t m, int64_t block, Gate r, V a_z, V a_n, V q) const {
     Gate z = gate_of(a_z);
-    Candidate n = candidate_of(a_n);
+    ValueSlope n = Activation::with_slope(a_n);
     V slope = z.rest * n.slope;
     keep_slots(m, block, r.value, slope * q * r.slope, (h_tm1(m, block * kLanes) - n.value) * z.slope, slope, z.value);
   }
@@ -74,14 +52,15 @@ struct Linearise {
     int64_t column = block * kLanes;
     Gate r = gate_of(a_r), z = gate_of(a_z);
     V h_in = load(rows->states[m] + column, H - column);
-    store((float*)rows->resets[m] + column, r.value * h_in, H - column);
+    store(rows->resets[m] + column, r.value * h_in, H - column);
     keep_slots(m, block, r.value, h_in * r.slope, z.slope, z.rest, z.value);
   }
 
+  template <class Activation>
   INLINE_MEMBER void complete(int64_t m, int64_t block, V a_n) const {
     int64_t column = block * kLanes;
     float* slot = chunk->slots + m * chunk->slots_stride + column;
-    Candidate n = candidate_of(a_n);
+    ValueSlope n = Activation::with_slope(a_n);
     store(slot + kCZ * width, load(slot + kCZ * width) * (h_tm1(m, column) - n.value));
     store(slot + kAN * width, load(slot + kAN * width) * n.slope);
   }
@@ -96,37 +75,23 @@ struct Linearise {
   }
 };
 
+template <class Activation>
 struct LineariseAfter : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
     V acc[R][P][3], x_n[R][P];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 3
-        for (int g = 0; g < 3; ++g) acc[r][p][g] = load(bias + g * width + (block + p) * kLanes);
-      }
-    }
+    unrolled<R, P, 3>([&](int r, int p, int g) INLINE_LAMBDA { acc[r][p][g] = load(bias + g * width + (block + p) * kLanes); });
     multiply<R, P, 3>(rows->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        x_n[r][p] = acc[r][p][2];
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      x_n[r][p] = acc[r][p][2];
         acc[r][p][2] = load(recurrent_bias + (block + p) * kLanes);
-      }
-    }
+    });
     multiply<R, P, 3>(rows->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        Gate r = gate_of(acc[i][p][0]);
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
+      Gate r = gate_of(acc[i][p][0]);
         V q = acc[i][p][2];
-        after(m + i, block + p, r, acc[i][p][1], x_n[i][p] + r.value * q, q);
-      }
-    }
+        after<Activation>(m + i, block + p, r, acc[i][p][1], x_n[i][p] + r.value * q, q);
+    });
   }
 };
 
@@ -135,45 +100,28 @@ struct LineariseBeforeGates : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
     V acc[R][P][2];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 2
-        for (int g = 0; g < 2; ++g) acc[r][p][g] = load(bias + g * width + (block + p) * kLanes);
-      }
-    }
+    unrolled<R, P, 2>([&](int r, int p, int g) INLINE_LAMBDA { acc[r][p][g] = load(bias + g * width + (block + p) * kLanes); });
     multiply<R, P, 2>(rows->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
     multiply<R, P, 2>(rows->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) before(m + i, block + p, acc[i][p][0], acc[i][p][1]);
-    }
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA { before(m + i, block + p, acc[i][p][0], acc[i][p][1]); });
   }
 };
 
 // Second half: n, which completes c_z and a_n.
+template <class Activation>
 struct LineariseBeforeCandidate : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
     V acc[R][P][1];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[r][p][0] = load(bias + 2 * width + (block + p) * kLanes);
-    }
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { acc[r][p][0] = load(bias + 2 * width + (block + p) * kLanes); });
     multiply<R, P, 1>(rows->inputs + m, D, column_of(kernel + 2 * packed_matrix(D, H), block, D), block_size(D), 0, acc);
     multiply<R, P, 1>(rows->resets + m, H, column_of(recurrent + 2 * packed_matrix(H, H), block, H), block_size(H), 0, acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) complete(m + i, block + p, acc[i][p][0]);
-    }
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA { complete<Activation>(m + i, block + p, acc[i][p][0]); });
   }
 };
 
 // The slots from the preactivations that the forward pass has kept.
+template <class Activation>
 static void linearise_kept(const Gradient& job, const Linearise& to) {
   const Sizes& sizes = job.in.sizes;
   for (int64_t m = to.rows->own.first; m < to.rows->own.end; ++m) {
@@ -184,10 +132,10 @@ static void linearise_kept(const Gradient& job, const Linearise& to) {
         return load(row_of(job.kept[which], t, row, to.H) + block * kLanes, to.H - block * kLanes);
       };
       if (sizes.reset_after) {
-        to.after(m, block, gate_of(kept(kKeptR)), kept(kKeptZ), kept(kKeptN), kept(kKeptQ));
+        to.after<Activation>(m, block, gate_of(kept(kKeptR)), kept(kKeptZ), kept(kKeptN), kept(kKeptQ));
       } else {
         to.before(m, block, kept(kKeptR), kept(kKeptZ));
-        to.complete(m, block, kept(kKeptN));
+        to.complete<Activation>(m, block, kept(kKeptN));
       }
     }
   }
@@ -222,18 +170,27 @@ static void gather(const Gradient& job, const Chunk& chunk, Rows& rows) {
   }
 }
 
+template <class Activation>
 static void linearise(const Gradient& pass, const Chunk& chunk, const Rows& rows) {
   const Recurrence& in = pass.in;
   const Packed& w = in.weights;
-  const Linearise job = {&chunk, &rows, w.kernel.data, w.recurrent.data, w.bias, w.recurrent_bias, chunk.D, chunk.H, chunk.width};
+  const Linearise job = {.chunk = &chunk,
+                         .rows = &rows,
+                         .kernel = w.kernel.data,
+                         .recurrent = w.recurrent.data,
+                         .bias = w.bias,
+                         .recurrent_bias = w.recurrent_bias,
+                         .D = chunk.D,
+                         .H = chunk.H,
+                         .width = chunk.width};
   const int64_t blocks = chunk.width / kLanes;
   if (pass.kept[kKeptR].data) {
-    linearise_kept(pass, job);
+    linearise_kept<Activation>(pass, job);
   } else if (in.sizes.reset_after) {
-    cover<3>(LineariseAfter{job}, rows.own, blocks);
+    cover<3>(LineariseAfter<Activation>{job}, rows.own, blocks);
   } else {
     cover<2>(LineariseBeforeGates{job}, rows.own, blocks);
-    cover<1>(LineariseBeforeCandidate{job}, rows.own, blocks);
+    cover<1>(LineariseBeforeCandidate<Activation>{job}, rows.own, blocks);
   }
   // An infinity that entered a product has made a NaN of the padding, which enters the next one.
   for (int64_t m = rows.own.first; chunk.H < chunk.width && m < rows.own.end; ++m) {
@@ -285,8 +242,12 @@ static void input_cotangents(const Gradient& job, const Chunk& chunk, Span rows)
     a[m] = chunk.slots + m * chunk.slots_stride + kCR * chunk.width;
     out[m] = job.d_xs.data + t * job.d_xs.step + m % sizes.rows * chunk.D;
   }
-  Plain product = {a, 3 * chunk.width, packed_gates(job.in.weights.kernel_transposed, 3 * chunk.width, chunk.D), nullptr, out,
-                   chunk.D};
+  const Plain product = {.a = a,
+                         .K = 3 * chunk.width,
+                         .b = packed_gates(job.in.weights.kernel_transposed, 3 * chunk.width, chunk.D),
+                         .init = nullptr,
+                         .out = out,
+                         .N = chunk.D};
   cover<1>(product, rows, blocks_of(chunk.D));
 }
 
@@ -300,15 +261,22 @@ static int64_t gradient_carry_size(const Sizes& sizes) { return 2 * sizes.rows *
 static Chunk chunk_at(const Sizes& sizes, int64_t i, float* memory) {
   const int64_t steps = steps_per_chunk(sizes), end = sizes.steps - i * steps, first = end > steps ? end - steps : 0;
   const int64_t stride = entered_stride(sizes);
-  return {memory, memory + kChunk * stride, stride, slots_stride(sizes.features), sizes.in_features, sizes.features,
-          padded(sizes.features), first, end - first};
+  return {.entered = memory,
+          .slots = memory + kChunk * stride,
+          .entered_stride = stride,
+          .slots_stride = slots_stride(sizes.features),
+          .D = sizes.in_features,
+          .H = sizes.features,
+          .width = padded(sizes.features),
+          .first = first,
+          .steps = end - first};
 }
 
 static void linearise_chunk(const Gradient& job, int64_t i, float* memory, const Share& share) {
   const Chunk chunk = chunk_at(job.in.sizes, i, memory);
   Rows rows(share_of(share, chunk.steps * job.in.sizes.rows));
   gather(job, chunk, rows);
-  linearise(job, chunk, rows);
+  (job.in.candidate == Candidate::kTanh ? linearise<Tanh> : linearise<Sigmoid>)(job, chunk, rows);
 }
 
 // The carry of rows that a step started from h_0 or from the reset state goes there, and ends: in the padding, too, where a NaN

@@ -1,5 +1,4 @@
-// The linear recurrence along a linearisation, y_t = J_t y_tm1 + s_t, and its transpose, for a part of the rows. Included
-// once by each unit.
+// The linear recurrence along a linearisation, y_t = J_t y_tm1 + s_t, and its transpose, for a part of the rows.
 
 struct Apply {
   const float* const* y_in;   // (rows) y_tm1, times the dropout mask
@@ -31,16 +30,12 @@ struct ApplyAfter : Apply {
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][3] = {};
     multiply<R, P, 3>(y_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t m = row + i, j = block + p;
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
+      int64_t m = row + i, j = block + p;
         V y = source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_r, m, j) * acc[i][p][0] +
               at(c_z, m, j) * acc[i][p][1] + at(a_n, m, j) * (at(r, m, j) * acc[i][p][2]);
         store(y_t + m * H + j * kLanes, y, H - j * kLanes);
-      }
-    }
+    });
   }
 };
 
@@ -49,15 +44,11 @@ struct ApplyBeforeGates : Apply {
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][2] = {};
     multiply<R, P, 2>(y_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t m = row + i, j = block + p, to = m * width + j * kLanes;
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
+      int64_t m = row + i, j = block + p, to = m * width + j * kLanes;
         store(through + to, at(c_r, m, j) * acc[i][p][0] + at(r, m, j) * at(y_in, m, j));
         store(kept + to, source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_z, m, j) * acc[i][p][1]);
-      }
-    }
+    });
   }
 };
 
@@ -66,15 +57,11 @@ struct ApplyBeforeCandidate : Apply {
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1] = {};
     multiply<R, P, 1>(through_rows + row, H, recurrent + 2 * gate + block * block_size(H), block_size(H), 0, acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t m = row + i, j = block + p;
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
+      int64_t m = row + i, j = block + p;
         V y = load(kept + m * width + j * kLanes) + at(a_n, m, j) * acc[i][p][0];
         store(y_t + m * H + j * kLanes, y, H - j * kLanes);
-      }
-    }
+    });
   }
 };
 
@@ -105,22 +92,22 @@ static void linear_forward(const Linear& job, float* scratch) {
       }
       for (int c = 0; c < 5; ++c) coefficients[c][row] = row_of(job.coefficients[c], t, shared, H);
     }
-    const Apply step = {y_in,
-                        y_tm1,
-                        coefficients[0],
-                        coefficients[1],
-                        coefficients[2],
-                        coefficients[3],
-                        coefficients[4],
-                        job.source.data + t * job.source.step,
-                        job.weights.recurrent.data,
-                        through,
-                        through_rows,
-                        kept,
-                        job.ys.data + t * job.ys.step,
-                        H,
-                        width,
-                        packed_matrix(H, H)};
+    const Apply step = {.y_in = y_in,
+                        .y_tm1 = y_tm1,
+                        .z = coefficients[0],
+                        .r = coefficients[1],
+                        .c_r = coefficients[2],
+                        .c_z = coefficients[3],
+                        .a_n = coefficients[4],
+                        .source = job.source.data + t * job.source.step,
+                        .recurrent = job.weights.recurrent.data,
+                        .through = through,
+                        .through_rows = through_rows,
+                        .kept = kept,
+                        .y_t = job.ys.data + t * job.ys.step,
+                        .H = H,
+                        .width = width,
+                        .gate = packed_matrix(H, H)};
     if (sizes.reset_after) {
       cover<3>(ApplyAfter{step}, rows, width / kLanes);
     } else {
@@ -143,7 +130,7 @@ static void linear_transposed(const Linear& job, float* scratch) {
   float* carry = arena.take(rows * width);
   float* before = arena.take(rows * width);
   __builtin_memset(carry, 0, rows * width * sizeof(float));
-  Share alone = {0, 1, nullptr, nullptr};
+  Share alone;
   uint8_t keep[kChunk];
   for (int64_t s = sizes.steps; s-- > 0;) {
     const int64_t t = time_of(sizes, s);

@@ -1,4 +1,4 @@
-// Products of a few rows with a packed matrix, in register tiles. Included once by each unit.
+// Products of a few rows with a packed matrix, in register tiles.
 //
 // A matrix (K, N) is packed in blocks of columns, one vector wide: [block][k][lane], zero beyond N, with an odd number of rows
 // to a block, so that neighbouring blocks do not compete for the same sets of a cache. A tile is R rows by P
@@ -56,7 +56,7 @@ static void pack_transposed(const float* matrix, int64_t ld, int64_t K, int64_t 
 
 // The gates' matrices of K rows, packed one after the other.
 INLINE Matrix packed_gates(const float* packed, int64_t K, int64_t N) {
-  return {packed, kLanes, block_size(K), packed_matrix(K, N)};
+  return {.data = packed, .row = kLanes, .block = block_size(K), .gate = packed_matrix(K, N)};
 }
 
 INLINE Matrix from_block(Matrix matrix, int64_t block) {
@@ -65,7 +65,7 @@ INLINE Matrix from_block(Matrix matrix, int64_t block) {
 }
 
 // The same in their layout in JAX, of N columns each, whole vectors.
-INLINE Matrix gates_in_place(const float* matrix, int64_t N) { return {matrix, 3 * N, kLanes, N}; }
+INLINE Matrix gates_in_place(const float* matrix, int64_t N) { return {.data = matrix, .row = 3 * N, .block = kLanes, .gate = N}; }
 
 // acc[r][p][g] += a[r] · B_g, columns of block p; `matrix.data` is that of the first block.
 template <int R, int P, int G>
@@ -73,30 +73,20 @@ INLINE void multiply(const float* const* a, int64_t K, const Matrix& matrix, V (
   const float* b = matrix.data;
   const int64_t block = matrix.block, gate = matrix.gate;
   const float* row[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) row[r] = a[r];
+  unrolled<R>([&](int r) INLINE_LAMBDA { row[r] = a[r]; });
   for (int64_t k = 0; k < K; ++k, b += matrix.row) {
     V w[P][G];
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) w[p][g] = load(b + p * block + g * gate);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+    unrolled<P, G>([&](int p, int g) INLINE_LAMBDA { w[p][g] = load(b + p * block + g * gate); });
+    unrolled<R>([&](int r) INLINE_LAMBDA {
       V x = all(row[r][k]);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) acc[r][p][g] += x * w[p][g];
-      }
-    }
+      unrolled<P, G>([&](int p, int g) INLINE_LAMBDA { acc[r][p][g] += x * w[p][g]; });
+    });
   }
 }
 
 template <int R, int P, int G>
 INLINE void multiply(const float* const* a, int64_t K, const float* b, int64_t block, int64_t gate, V (&acc)[R][P][G]) {
-  multiply<R, P, G>(a, K, {b, kLanes, block, gate}, acc);
+  multiply<R, P, G>(a, K, {.data = b, .row = kLanes, .block = block, .gate = gate}, acc);
 }
 
 // Neighbouring blocks that a tile of R rows and G gates spans, so that its sums and one step's weights are in registers. A
@@ -145,7 +135,10 @@ static Order order_of(int64_t rows, Span blocks, int64_t K) {
   constexpr int64_t kFirstLevel = 32 * 1024 / sizeof(float);
   const int64_t most = width_of<G>(rows), stays = kFirstLevel / (G * block_size(K));
   const int64_t width = rows == 1 && stays > 0 ? least(most, stays) : most;
-  return {width, blocks.first, blocks.first + (blocks.count() - 1) / width * width, blocks.end};
+  return {.width = width,
+          .first = blocks.first,
+          .last = blocks.first + (blocks.count() - 1) / width * width,
+          .end = blocks.end};
 }
 
 // One step's product. If every other step goes back, from the last blocks to the first, it finds in the first-level cache those
@@ -160,7 +153,9 @@ static void cover(const Tile& tile, Span rows, const Order& order, bool back) {
 
 template <int G, class Tile>
 static void cover(const Tile& tile, Span rows, Span blocks) {
-  cover<G>(tile, rows, {width_of<G>(rows.count()), blocks.first, blocks.end - 1, blocks.end}, false);
+  const Order order = {
+      .width = width_of<G>(rows.count()), .first = blocks.first, .last = blocks.end - 1, .end = blocks.end};
+  cover<G>(tile, rows, order, false);
 }
 
 // out[m] = init + a[m] · B for all rows m: a plain product, where `init` is a padded row of N or null.
@@ -175,20 +170,12 @@ struct Plain {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[r][p][0] = init ? load(init + (block + p) * kLanes) : V{};
-    }
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { acc[r][p][0] = init ? load(init + (block + p) * kLanes) : V{}; });
     multiply<R, P, 1>(a + row, K, from_block(b, block), acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t column = (block + p) * kLanes;
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      int64_t column = (block + p) * kLanes;
         store(out[row + r] + column, acc[r][p][0], N - column);
-      }
-    }
+    });
   }
 };
 
@@ -198,27 +185,16 @@ template <int R, int G>
 INLINE void outer_tile(const float* a, int64_t lda, const float* const (&b)[G], int64_t ldb, int64_t M, float* sum,
                        int64_t row, int64_t gate) {
   V acc[R][G];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 3
-    for (int g = 0; g < G; ++g) acc[r][g] = load(sum + r * row + g * gate);
-  }
+  unrolled<R, G>([&](int r, int g) INLINE_LAMBDA { acc[r][g] = load(sum + r * row + g * gate); });
   for (int64_t m = 0; m < M; ++m) {
     V w[G];
-#pragma GCC unroll 3
-    for (int g = 0; g < G; ++g) w[g] = load(b[g] + m * ldb);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+    unrolled<G>([&](int g) INLINE_LAMBDA { w[g] = load(b[g] + m * ldb); });
+    unrolled<R>([&](int r) INLINE_LAMBDA {
       V x = all(a[m * lda + r]);
-#pragma GCC unroll 3
-      for (int g = 0; g < G; ++g) acc[r][g] += x * w[g];
-    }
+      unrolled<G>([&](int g) INLINE_LAMBDA { acc[r][g] += x * w[g]; });
+    });
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 3
-    for (int g = 0; g < G; ++g) store(sum + r * row + g * gate, acc[r][g]);
-  }
+  unrolled<R, G>([&](int r, int g) INLINE_LAMBDA { store(sum + r * row + g * gate, acc[r][g]); });
 }
 
 template <int G, int R = kTall>

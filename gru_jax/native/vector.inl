@@ -1,4 +1,4 @@
-// Vectors of float32 in the extensions of GCC and Clang, and the activations on them. Included once by each unit.
+// Vectors of float32 in the extensions of GCC and Clang, and the activations on them.
 
 #if GRU_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int kRegisters = 32, kTall = 8;  // kTall: rows of the tallest tile of a product
@@ -14,6 +14,25 @@ typedef float Unaligned __attribute__((vector_size(GRU_VECTOR_BYTES), aligned(4)
 #define INLINE static inline __attribute__((always_inline))
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
+
+template <int kFirst, int kEnd, class Body>
+INLINE void unrolled_range(const Body& body) {
+  if constexpr (kFirst < kEnd) {
+    body(kFirst);
+    unrolled_range<kFirst + 1, kEnd>(body);
+  }
+}
+
+// body(i, …) for all 0 ≤ i < N, …, the last index first, one after the other and not as a loop: so arrays that `body` indexes by
+// them are in registers. `body` is to be an INLINE_LAMBDA.
+template <int N, int... kMore, class Body>
+INLINE void unrolled(const Body& body) {
+  if constexpr (sizeof...(kMore) == 0) {
+    unrolled_range<0, N>(body);
+  } else {
+    unrolled_range<0, N>([&](int i) INLINE_LAMBDA { unrolled<kMore...>([&](auto... more) INLINE_LAMBDA { body(i, more...); }); });
+  }
+}
 
 INLINE V load(const float* p) { return *(const Unaligned*)p; }
 INLINE void store(float* p, V v) { *(Unaligned*)p = v; }
@@ -97,3 +116,48 @@ INLINE Ratio tanh_ratio(V x) {
   q = q * y + 1.0f;
   return {x * p, q};
 }
+
+// A gate from its preactivation, with 1 − σ beside it, each to full relative precision, and its derivative. Where a gate is
+// saturated the derivative is 0, not only small: it is multiplied by weights and their products, however large.
+struct Gate {
+  V value, rest, slope;
+};
+
+// e^(−|x|)
+INLINE V exponential_of_minus_abs(V x) {
+  constexpr int32_t kSign = INT32_MIN;
+  return exponential((V)((Bits)x | kSign));
+}
+
+INLINE Gate gate_of(V a) {
+  V e = exponential_of_minus_abs(a), large = 1.0f / (1.0f + e), small = e * large;
+  return {a < 0.0f ? small : large, a < 0.0f ? large : small, small * large};
+}
+
+struct ValueSlope {
+  V value, slope;
+};
+
+// The activations of a candidate: as a ratio, whose denominator lies in [1, 250], and as a value with its derivative, which is 0
+// where the activation is saturated.
+struct Tanh {
+  static INLINE_MEMBER Ratio ratio(V x) { return tanh_ratio(x); }
+
+  static INLINE_MEMBER ValueSlope with_slope(V x) {
+    Ratio tanh = tanh_ratio(x);
+    V value = tanh.numerator / tanh.denominator;
+    return {value, x * x > kTanhBound * kTanhBound ? V{} : 1.0f - value * value};
+  }
+};
+
+struct Sigmoid {
+  static INLINE_MEMBER Ratio ratio(V x) {
+    V e = exponential_of_minus_abs(x);
+    return {x < 0.0f ? e : all(1.0f), 1.0f + e};
+  }
+
+  static INLINE_MEMBER ValueSlope with_slope(V x) {
+    Gate sigmoid = gate_of(x);
+    return {sigmoid.value, sigmoid.slope};
+  }
+};
