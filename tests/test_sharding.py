@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 import gru_jax
 from tests.cases import native_is_installed, problem, unroll
 
+pytestmark = pytest.mark.optimized
+
 DEVICES = 8
 SPECS = (P(), P(None, "batch"), P("batch"), P("batch"), P(None, "batch"))
 WRT = (0, 1, 2, 3)

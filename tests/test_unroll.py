@@ -13,6 +13,8 @@ from gru_jax.cells import affine
 from tests import oracle
 from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, native_is_installed, problem, unroll
 
+pytestmark = pytest.mark.optimized
+
 # Rounding of one dtype over six steps of sums of a few terms, relative to values around one.
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 4e-2, "float16": 5e-3}
 
