@@ -226,14 +226,3 @@ def test_only_answers_count(name):
     assert failed["loss"] == pytest.approx(50)
     name = "recall_accuracy" if name in RECALL else "accuracy"
     assert (solved[name], failed[name]) == (1, 0)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", LENGTH)
-def test_vmap_over_keys_is_separate_draws(name):
-    task = tasks.get(name)
-    keys = jnp.stack([jax.random.key(5), KEY])
-    together = jax.jit(jax.vmap(lambda key: task.sample(key, BATCH, LENGTH[name])))(keys)
-    for alone, both in zip(drawn(name), together, strict=True):
-        np.testing.assert_array_equal(both[1], alone)
-    assert not np.array_equal(together.inputs[0], together.inputs[1])
