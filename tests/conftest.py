@@ -1,6 +1,7 @@
 """Float64 and eight virtual CPU devices for the tests; doctests outside of tests/ run as a user would run them.
 
-Most of a test's time is the compiler's: it makes its full effort for the recurrences, less for what is built of them.
+Most of a test's time is the compiler's: it makes its full effort for modules marked `optimized`, the recurrences, and
+less for what is built of them. Modules marked `float32` have JAX's own default of precision.
 """
 
 import gc
@@ -17,11 +18,6 @@ jax.config.update("jax_enable_x64", True)
 
 if lowering.missing:  # the tests run without them too, and need not be told
     gru_jax.config.native = False
-
-
-OPTIMIZED = {
-    f"test_{name}" for name in ("cells", "derivatives", "export", "lowering", "memory", "native", "sharding", "unroll")
-}
 
 
 def pytest_collection_finish():
@@ -41,8 +37,8 @@ def keep(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def float64():
-    jax.config.update("jax_enable_x64", True)
+def float64(request):
+    jax.config.update("jax_enable_x64", request.node.get_closest_marker("float32") is None)
     yield
     jax.config.update("jax_enable_x64", False)
 
@@ -50,7 +46,7 @@ def float64():
 @pytest.fixture(autouse=True, scope="module")
 def effort(request):
     hasty = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", hasty or request.path.stem not in OPTIMIZED)
+    jax.config.update("jax_disable_most_optimizations", hasty or not request.node.get_closest_marker("optimized"))
     yield
     jax.config.update("jax_disable_most_optimizations", hasty)
 

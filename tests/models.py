@@ -31,6 +31,12 @@ def model(cell=gru_jax.CUDNN, in_features=3, features=4, *, dtype="float32", use
     return Model(tuple(params(width) for width in stack.widths(in_features)), stack)
 
 
+def without_recurrent_bias(m: Model) -> Model:
+    """As that of a framework whose cell has none."""
+    params = tuple(p._replace(recurrent_bias=np.zeros_like(p.recurrent_bias)) for p in m.params)
+    return Model(params, m.stack)
+
+
 def inputs(in_features=3, *, batch=4, time=5, dtype="float32", seed=1, time_major=False):
     """(batch, time, in_features), or time first."""
     xs = np.random.default_rng(seed).normal(size=(batch, time, in_features)).astype(np.dtype(dtype))

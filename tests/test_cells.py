@@ -9,6 +9,8 @@ import gru_jax
 from gru_jax import initializers
 from tests.cases import CELLS
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(0)
 
 

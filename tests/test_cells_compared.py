@@ -1,6 +1,7 @@
 """The cells that the GRU is compared with: against loops written from their papers; a table of cells × options."""
 
 import functools
+import operator
 
 import chex
 import jax
@@ -120,7 +121,7 @@ def test_the_state_is_kept_in_float32(case, method):
 
 @each_run
 def test_gradients_of_many_seeds_at_once(case, method):
-    """vmap over weights is one seed after another; what is masked, NaN too, has no part in a gradient."""
+    """vmap over weights mixes no two of them; what is masked, NaN too, has no part in a gradient."""
     cell = CASES[case].cell
     params, xs, state_0 = problem(CASES[case], steps=3)
     xs = xs.at[2:, 1].set(jnp.nan).at[:, 2].set(jnp.nan)
@@ -130,16 +131,18 @@ def test_gradients_of_many_seeds_at_once(case, method):
         return (hs**2).sum() + sum((part**2).sum() for part in jax.tree.leaves(state_T))
 
     @jax.jit
-    def run(params, xs):
-        ensemble = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf / 2]), params)
-        gradient = jax.grad(loss, argnums=(0, 1))
-        return jax.vmap(gradient, in_axes=(0, None))(ensemble, xs), gradient(params, xs)
+    def run(params, xs, scale):
+        ensemble = jax.tree.map(lambda leaf: jnp.stack([leaf, scale * leaf]), params)
+        return jax.vmap(jax.grad(loss, argnums=(0, 1)), in_axes=(0, None))(ensemble, xs)
 
-    both, one = run(params, xs)
-    chex.assert_tree_all_finite(both)
-    assert not both[1][:, 2:, 1].any()
-    assert all(leaf.any() for leaf in jax.tree.leaves(both[0]))
-    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], both), one, atol=1e-12)
+    gradients, others = run(params, xs, -0.5), run(params, xs, 1.0)
+    chex.assert_tree_all_finite(gradients)
+    assert not gradients[1][:, 2:, 1].any()
+    assert all(leaf.any() for leaf in jax.tree.leaves(gradients[0]))
+    assert any((leaf[0] != leaf[1]).any() for leaf in jax.tree.leaves(gradients[0]))
+    first, second = operator.itemgetter(0), operator.itemgetter(1)
+    chex.assert_trees_all_close(jax.tree.map(first, gradients), jax.tree.map(first, others), atol=1e-12)
+    chex.assert_trees_all_close(jax.tree.map(second, others), jax.tree.map(first, others), atol=1e-12)
 
 
 # --- Zoneout and recurrent dropout ------------------------------------------------------------------------------------

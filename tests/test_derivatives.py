@@ -9,13 +9,27 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-import gru_jax
 from gru_jax.cells import affine
-from tests.cases import BATCH, CELLS, FEATURES, OPTIONS, ORACLE, STEPS, problem, unroll
+from tests.cases import CELLS, OPTIONS, ORACLE, STEPS, problem, unroll
+from tests.derivatives import (
+    AXES,
+    OPERATORS,
+    WRT,
+    dot,
+    exact,
+    exact_of_each,
+    flagged_problem,
+    reverse_over_reverse,
+    scalar,
+    stacked,
+    tangents,
+    with_flags,
+)
 
-WRT = (0, 1, 2, 3)
+pytestmark = pytest.mark.optimized
 
 
 @pytest.fixture(autouse=True)
@@ -27,53 +41,6 @@ def many_rows(monkeypatch):
 RESETS = {name: CELLS[name] for name in ("cudnn", "cho2014")}
 
 
-def tangents(args):
-    """Fixed directions, one for each argument."""
-    return jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype) + 1).reshape(x.shape), args)
-
-
-def dot(a, b):
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-def scalar(cell, options, method):
-    """A loss of weights, inputs, h_0 and reset_state that weighs every output and the final state differently."""
-    weight = jnp.sin(jnp.arange(STEPS * BATCH * FEATURES)).reshape(STEPS, BATCH, FEATURES)
-
-    def loss(*args):
-        h_last, hs = unroll(cell, *args, method=method, **options)
-        return (weight.astype(hs.dtype) * jnp.sin(hs)).sum() + (h_last**3).sum()
-
-    return loss
-
-
-def reverse_over_reverse(f):
-    return lambda *args: jax.grad(lambda *a: dot(jax.grad(f, WRT)(*a), tangents(args)), WRT)(*args)
-
-
-OPERATORS = {
-    "value_and_grad": lambda f: jax.value_and_grad(f, WRT),
-    "jvp": lambda f: lambda *args: jax.jvp(f, args, tangents(args)),
-    "linearize": lambda f: lambda *args: jax.linearize(f, *args)[1](*tangents(args)),
-    # Of the value as well, so that one program has value, gradient and jvp, too.
-    "forward_over_reverse": lambda f: lambda *args: jax.jvp(jax.value_and_grad(f, WRT), args, tangents(args)),
-    "reverse_over_forward": lambda f: lambda *args: jax.grad(lambda *a: jax.jvp(f, a, tangents(args))[1], WRT)(*args),
-    "reverse_over_reverse": reverse_over_reverse,
-    "third_order": lambda f: lambda *args: jax.jvp(reverse_over_reverse(f), args, tangents(args)),
-    "checkpointed": lambda f: jax.value_and_grad(jax.checkpoint(f), WRT),
-    "checkpointed_states": lambda f: jax.value_and_grad(jax.checkpoint(f, policy=gru_jax.save_states), WRT),
-}
-
-
-def compiled(function, method):
-    """Of the scan, which is the oracle, without optimisation."""
-    return jax.jit(function, compiler_options=ORACLE if method == "scan" else None)
-
-
-SAME = {"checkpointed": "value_and_grad", "checkpointed_states": "value_and_grad"}
-"""Operators that must give what another gives."""
-
-
 # Every option by a program that has derivatives of first and second order, and its gradient where the preactivations
 # are kept; every derivative with none and all options.
 TABLE = sorted(
@@ -82,7 +49,7 @@ TABLE = sorted(
     | {("third_order", "plain", "again"), ("third_order", "all", "kept")}  # has reverse_over_reverse in it
     | {
         (operator, *row)
-        for operator in ("linearize", "reverse_over_forward", *SAME)
+        for operator in ("linearize", "reverse_over_forward", "checkpointed", "checkpointed_states")
         for row in (("plain", "again"), ("all", "kept"))
     }
 )
@@ -96,10 +63,14 @@ def short(cell, operator, options, kept):
 
 
 @functools.cache
-def by_scan(cell, operator, options):
-    """What a derivative is to be: autodiff of the plain scan."""
+def compiled(cell, operator, options):
+    """A derivative by the two recurrences."""
     p = problem(CELLS[cell], OPTIONS[options])
-    return compiled(OPERATORS[operator](scalar(CELLS[cell], p.options, "scan")), "scan")(*p[:4])
+    return jax.jit(OPERATORS[operator].of(scalar(CELLS[cell], p.options, "fused"))), p
+
+
+def assert_close(got, expected):
+    chex.assert_trees_all_close(got, expected, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -108,48 +79,44 @@ def by_scan(cell, operator, options):
 )
 def test_derivative_is_that_of_the_scan(cell, operator, options, kept, keep):
     keep(kept == "kept")
-    p = problem(CELLS[cell], OPTIONS[options])
-    got = compiled(OPERATORS[operator](scalar(CELLS[cell], p.options, "fused")), "fused")(*p[:4])
-    chex.assert_trees_all_close(got, by_scan(cell, SAME.get(operator, operator), options), atol=1e-9, rtol=1e-9)
+    function, p = compiled(cell, operator, options)
+    assert_close(function(*p[:4]), OPERATORS[operator].expected(exact(CELLS[cell], p[:4], p.options)))
 
 
-@pytest.mark.parametrize(
-    ("cell", "operator"),
-    [
-        ("cudnn", jax.jacrev),
-        ("cho2014", jax.jacfwd),
-        *(pytest.param(cell, jax.hessian, marks=pytest.mark.long) for cell in RESETS),
-    ],
-    ids=lambda x: getattr(x, "__name__", x),
-)
-def test_whole_matrices(cell, operator):
+@pytest.mark.parametrize(("cell", "operator"), [("cudnn", jax.jacrev), ("cho2014", jax.jacfwd)])
+def test_jacobians(cell, operator):
     p = problem(CELLS[cell], ("mask", "resets"), steps=3)
 
     def matrix(method):
-        def run(*args):
-            h_last, hs = unroll(CELLS[cell], *args, method=method, **p.options)
-            return (jnp.sin(hs).sum() + (h_last**3).sum()) if operator is jax.hessian else (h_last, hs)
+        function = operator(lambda *args: unroll(CELLS[cell], *args, method=method, **p.options), WRT)
+        return jax.jit(function, compiler_options=ORACLE if method == "scan" else None)(*p[:4])
 
-        return compiled(operator(run, WRT), method)(*p[:4])
+    assert_close(matrix("fused"), matrix("scan"))
 
-    chex.assert_trees_all_close(matrix("fused"), matrix("scan"), atol=1e-9, rtol=1e-9)
+
+@pytest.mark.long
+@pytest.mark.parametrize("cell", RESETS)
+def test_hessian(cell):
+    """Each of its columns is the product with a unit vector."""
+    p = problem(CELLS[cell], ("mask", "resets"))
+    at, unravel = jax.flatten_util.ravel_pytree(p[:4])
+    loss = scalar(CELLS[cell], p.options, "fused")
+    columns = [exact(CELLS[cell], p[:4], p.options, unravel(unit)).hessian_product for unit in np.eye(at.size)]
+    expected = [np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(column)]) for column in columns]
+    assert_close(jax.jit(jax.hessian(lambda at: loss(*unravel(at))))(at), np.stack(expected))
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_against_finite_differences(cell):
     """Central differences along a direction: of the loss against its gradient, of the gradient against its jvp."""
-    p = problem(CELLS[cell], OPTIONS["all"])
-    args, direction, eps = p[:4], tangents(p[:4]), 1e-5
-    loss = scalar(CELLS[cell], p.options, "fused")
+    function, p = compiled(cell, "forward_over_reverse", "all")
+    direction, eps = tangents(p[:4]), 1e-5
 
-    @jax.jit
-    def everything(distance):
-        at = jax.tree.map(lambda x, v: x + distance * v, args, direction)
-        gradient, change = jax.jvp(jax.grad(loss, WRT), at, direction)
-        return loss(*at), gradient, change
+    def at(distance):
+        return function(*jax.tree.map(lambda x, v: x + distance * v, p[:4], direction))
 
-    (before, before_gradient, _), (after, after_gradient, _) = everything(-eps), everything(eps)
-    _, gradient, change = everything(0.0)
+    ((before, before_gradient), _), ((after, after_gradient), _) = at(-eps), at(eps)
+    (_, gradient), (_, change) = at(0.0)
     chex.assert_trees_all_close((after - before) / (2 * eps), dot(gradient, direction), atol=1e-7, rtol=1e-7)
     differences = jax.tree.map(lambda b, a: (a - b) / (2 * eps), before_gradient, after_gradient)
     chex.assert_trees_all_close(differences, change, atol=1e-6, rtol=1e-6)
@@ -160,16 +127,19 @@ def test_against_finite_differences(cell):
 def test_one_argument_at_a_time(cell, wrt):
     """The rules drop the terms of arguments that do not move; each alone must still be right."""
     p = problem(CELLS[cell], ("resets",))
+    loss = scalar(CELLS[cell], p.options, "fused")
 
-    def derivatives(method):
-        def of_one(one):
-            args = [*p[:4]]
-            args[wrt] = one
-            return scalar(CELLS[cell], p.options, method)(*args)
+    @jax.jit
+    def derivatives(one):
+        of_one = lambda one: loss(*p[:wrt], one, *p[wrt + 1 : 4])  # noqa: E731
+        return jax.jvp(jax.value_and_grad(of_one), (one,), (tangents(one),))
 
-        return compiled(lambda one: jax.jvp(jax.value_and_grad(of_one), (one,), (tangents(one),)), method)(p[wrt])
-
-    chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
+    direction = [tangents(arg) if i == wrt else jax.tree.map(jnp.zeros_like, arg) for i, arg in enumerate(p[:4])]
+    expected = exact(CELLS[cell], p[:4], p.options, direction)
+    assert_close(
+        derivatives(p[wrt]),
+        ((expected.value, expected.gradient[wrt]), (expected.slope, expected.hessian_product[wrt])),
+    )
 
 
 @pytest.mark.long
@@ -177,53 +147,20 @@ def test_one_argument_at_a_time(cell, wrt):
 def test_on_a_single_device(cell, monkeypatch):
     """There, time and batch are merged; the other tests have several devices."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    p = problem(CELLS[cell], OPTIONS["all"])
+    args = flagged_problem(CELLS[cell])
+    ensemble = stacked(args, AXES["everything"])
+    f = with_flags(CELLS[cell], "fused")
 
-    def derivatives(method):
-        f = scalar(CELLS[cell], p.options, method)
-        ensemble = [stacked(arg, 0) for arg in p[:4]]
+    @jax.jit
+    def both(args, ensemble):
+        second = reverse_over_reverse(lambda *moving: f(*moving, *args[4:]))(*args[:4])
+        return second, jax.vmap(jax.grad(f, WRT))(*ensemble)
 
-        def both(*args):
-            return reverse_over_reverse(f)(*args), jax.vmap(jax.grad(f, WRT))(*ensemble)
-
-        return compiled(both, method)(*p[:4])
-
-    chex.assert_trees_all_close(derivatives("fused"), derivatives("scan"), atol=1e-9, rtol=1e-9)
+    each = exact_of_each(CELLS[cell], ensemble, (AXES["everything"], 2))
+    assert_close(both(args, ensemble), (exact_of_each(CELLS[cell], args).hessian_product, each.gradient))
 
 
 # --- vmap -------------------------------------------------------------------------------------------------------------
-
-# Which of (params, xs, h_0, reset_state, mask, resets) are batched.
-AXES = {
-    "inputs": (None, 0, None, None, None, None),
-    "state": (None, None, 0, None, None, None),
-    "flags": (None, None, None, 0, 0, 0),
-    "weights": (0, None, None, None, None, None),
-    "everything": (0, 0, 0, 0, 0, 0),
-}
-
-
-def stacked(tree, axis, size=2):
-    """`tree` unchanged where axis is None, else `size` different copies along a new first axis."""
-    if axis is None:
-        return tree
-    if jax.tree.leaves(tree)[0].dtype == bool:
-        return jnp.stack([jnp.roll(tree, i, 0) for i in range(size)])
-    return jax.tree.map(lambda x: jnp.stack([x * (1 + i / 2) for i in range(size)]), tree)
-
-
-@functools.cache
-def flagged_problem(cell):
-    p = problem(CELLS[cell], ("mask", "resets"))
-    return *p[:4], p.options["mask"], p.options["resets"]
-
-
-def flagged(cell, method):
-    def loss(*args):
-        *moving, mask, resets = args
-        return scalar(CELLS[cell], {"mask": mask, "resets": resets}, method)(*moving)
-
-    return loss
 
 
 @pytest.mark.parametrize(
@@ -235,16 +172,14 @@ def flagged(cell, method):
     ],
 )
 def test_vmap_of_second_order(cell, axes):
-    args = [stacked(arg, axis) for arg, axis in zip(flagged_problem(cell), AXES[axes], strict=True)]
+    args = stacked(flagged_problem(CELLS[cell]), AXES[axes])
 
-    def batched(method):
-        def derivative(*args):
-            *moving, mask, resets = args
-            return reverse_over_reverse(lambda *moving: flagged(cell, method)(*moving, mask, resets))(*moving)
+    def derivative(*args):
+        *moving, mask, resets = args
+        return reverse_over_reverse(lambda *moving: with_flags(CELLS[cell], "fused")(*moving, mask, resets))(*moving)
 
-        return compiled(jax.vmap(derivative, AXES[axes]), method)(*args)
-
-    chex.assert_trees_all_close(batched("fused"), batched("scan"), atol=1e-9, rtol=1e-9)
+    expected = exact_of_each(CELLS[cell], args, (AXES[axes], 2)).hessian_product
+    assert_close(jax.jit(jax.vmap(derivative, AXES[axes]))(*args), expected)
 
 
 @pytest.mark.parametrize(
@@ -257,14 +192,16 @@ def test_vmap_of_second_order(cell, axes):
     ],
 )
 def test_derivative_of_vmap(cell, axes, kept, keep):
+    """The gradient of what is not batched is the sum of those of the elements."""
     keep(kept)
-    args = [stacked(arg, axis) for arg, axis in zip(flagged_problem(cell), AXES[axes], strict=True)]
-
-    def derivative(method):
-        total = lambda *a: jax.vmap(flagged(cell, method), AXES[axes])(*a).sum()  # noqa: E731
-        return compiled(jax.grad(total, WRT), method)(*args)
-
-    chex.assert_trees_all_close(derivative("fused"), derivative("scan"), atol=1e-9, rtol=1e-9)
+    args = stacked(flagged_problem(CELLS[cell]), AXES[axes])
+    every = jax.vmap(with_flags(CELLS[cell], "fused"), AXES[axes])
+    gradients = exact_of_each(CELLS[cell], args, (AXES[axes], 2)).gradient
+    expected = tuple(
+        jax.tree.map(lambda x: x.sum(0), gradient) if axis is None else gradient
+        for gradient, axis in zip(gradients, AXES[axes], strict=False)
+    )
+    assert_close(jax.jit(jax.grad(lambda *args: every(*args).sum(), WRT))(*args), expected)
 
 
 @pytest.mark.parametrize(
@@ -273,34 +210,29 @@ def test_derivative_of_vmap(cell, axes, kept, keep):
 )
 def test_vmap_in_vmap(cell, order):
     outer, inner = (AXES[axes] for axes in order)
-    args = [stacked(stacked(arg, i, 2), o, 3) for arg, i, o in zip(flagged_problem(cell), inner, outer, strict=True)]
-
-    def batched(method):
-        value_and_grad = jax.value_and_grad(flagged(cell, method), WRT)
-        return compiled(jax.vmap(jax.vmap(value_and_grad, inner), outer), method)(*args)
-
-    chex.assert_trees_all_close(batched("fused"), batched("scan"), atol=1e-9, rtol=1e-9)
+    args = stacked(stacked(flagged_problem(CELLS[cell]), inner, 2), outer, 3)
+    value_and_grad = jax.value_and_grad(with_flags(CELLS[cell], "fused"), WRT)
+    expected = exact_of_each(CELLS[cell], args, (outer, 3), (inner, 2))
+    assert_close(jax.jit(jax.vmap(jax.vmap(value_and_grad, inner), outer))(*args), (expected.value, expected.gradient))
 
 
 # --- Padding ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["scan", "fused"])
-@pytest.mark.parametrize("cell", RESETS)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("cell", "method", "reverse"),
+    [
+        *((cell, "fused", reverse) for cell in RESETS for reverse in (False, True)),
+        ("cudnn", "scan", True),
+        ("cho2014", "scan", False),
+    ],
+)
 def test_padding_of_nan_reaches_nothing(cell, method, reverse):
     p = problem(CELLS[cell])
     options = {"lengths": jnp.array([0, 4, STEPS]), "reverse": reverse}
     padding = (jnp.arange(STEPS)[:, None] >= options["lengths"])[..., None]
-    loss = scalar(CELLS[cell], options, method)
-
-    @jax.jit
-    def everything(xs):
-        args = (p.params, xs, p.h_0, p.reset_state)
-        value, grads = jax.value_and_grad(loss, WRT)(*args)
-        return value, grads, jax.jvp(jax.grad(loss, WRT), args, tangents(args))[1]
-
-    clean, spoilt = everything(p.xs), everything(jnp.where(padding, jnp.nan, p.xs))
+    everything = jax.jit(OPERATORS["forward_over_reverse"].of(scalar(CELLS[cell], options, method)))
+    clean, spoilt = (everything(p.params, xs, p.h_0, p.reset_state) for xs in (p.xs, jnp.where(padding, jnp.nan, p.xs)))
     chex.assert_tree_all_finite(spoilt)
     chex.assert_trees_all_equal(spoilt, clean)
-    assert not jnp.where(padding, spoilt[1][1], 0).any()
+    assert not jnp.where(padding, spoilt[0][1][1], 0).any()

@@ -53,36 +53,51 @@ def derivatives(cell, method, options, second):
         return gru_jax.unroll(cell, params, xs, h_0, method=method, **options)
 
     def total(*args):
-        return sum(jnp.sin(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(run(*args)))
+        outputs = run(*args)
+        return sum(jnp.sin(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(outputs)), outputs
 
     def everything(*args):
-        gradient = jax.grad(total, (0, 1, 2))
+        gradient = jax.grad(total, (0, 1, 2), has_aux=True)
         moving = jax.tree.map(jnp.cos, args)
-        first = run(*args), gradient(*args), jax.jvp(run, args, moving)[1]
+        first = *gradient(*args), jax.jvp(run, args, moving)[1]
         return (*first, jax.jvp(gradient, args, moving)[1]) if second else first
 
     return jax.jit(everything)
 
 
-def check_explicit(cell, method, layout, dtype, reverse=False, second=False):
-    sizes, batch, of_xs, of_h_0, of_weights, expected_spec = LAYOUTS[layout]
+def problem(cell, dtype, reverse, batch):
+    """(params, xs, h_0), and the options of `unroll`: the same numbers, however the batch of eight is laid out."""
     keys = jax.random.split(jax.random.key(0), 5)
     params = cell.init(keys[0], 4, 8, bias_init=normal_init, recurrent_kernel_init=normal_init, dtype=dtype)
-    xs, h_0 = jax.random.normal(keys[1], (3, *batch, 4), dtype), jax.random.normal(keys[2], (*batch, 8), dtype)
-    mask, resets = (jax.random.bernoulli(key, p, (3, *batch)) for key, p in zip(keys[3:], (0.8, 0.3), strict=True))
-    options = {"mask": mask, "lengths": jnp.full(batch, 2), "resets": resets, "reverse": reverse}
-    function = derivatives(cell, method, options, second)
-    expected = function(params, xs, h_0)
+    xs, h_0 = jax.random.normal(keys[1], (3, 8, 4), dtype), jax.random.normal(keys[2], (8, 8), dtype)
+    mask, resets = (jax.random.bernoulli(key, p, (3, 8)) for key, p in zip(keys[3:], (0.8, 0.3), strict=True))
+    options = {"mask": mask.reshape(3, *batch), "resets": resets.reshape(3, *batch), "lengths": jnp.full(batch, 2)}
+    return (params, xs.reshape(3, *batch, 4), h_0.reshape(*batch, 8)), options | {"reverse": reverse}
+
+
+@functools.cache
+def on_one_device(cell, dtype, reverse, second):
+    """What every method and layout is to give: by the scan."""
+    args, options = problem(cell, dtype, reverse, (8,))
+    return jax.device_get(derivatives(cell, "scan", options, second)(*args))
+
+
+def check_explicit(cell, method, layout, dtype, reverse=False, second=False):
+    sizes, batch, of_xs, of_h_0, of_weights, expected_spec = LAYOUTS[layout]
+    expected = on_one_device(cell, dtype, reverse, second)
+    (params, xs, h_0), options = problem(cell, dtype, reverse, batch)
     with jax.set_mesh(jax.make_mesh(sizes, ("a", "b")[: len(sizes)])):
         placed = jax.tree.map(lambda x: jax.device_put(x, P(*of_weights[: x.ndim]) if x.ndim > 1 else P()), params)
-        got = function(placed, jax.device_put(xs, of_xs), jax.device_put(h_0, of_h_0))
-        assert jax.typeof(got[0][1]).sharding.spec == expected_spec
-        for gradient, given in zip(jax.tree.leaves(got[1][0]), jax.tree.leaves(placed), strict=True):
+        args = placed, jax.device_put(xs, of_xs), jax.device_put(h_0, of_h_0)
+        got = derivatives(cell, method, options, second)(*args)
+        gradients, (_, outputs) = got[:2]
+        assert jax.typeof(outputs).sharding.spec == expected_spec
+        for gradient, given in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(placed), strict=True):
             assert jax.typeof(gradient).sharding.spec == jax.typeof(given).sharding.spec
     atol = {jnp.float64: 1e-11, jnp.float32: 2e-5, jnp.bfloat16: 0.1}[dtype]
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol * max(1, abs(b).max(initial=0)))
+        np.testing.assert_allclose(a.reshape(b.shape), b, rtol=0, atol=atol * max(1, abs(b).max(initial=0)))
 
 
 @pytest.mark.long

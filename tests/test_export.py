@@ -12,6 +12,8 @@ from jax import export
 from tests.cases import CELLS
 from tests.models import inputs, model
 
+pytestmark = pytest.mark.optimized
+
 PROGRAM = """
 import sys
 sys.modules["gru_jax"] = None  # an import of it would fail

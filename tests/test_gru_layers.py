@@ -1,6 +1,8 @@
 """The GRU of nnx and of linen alike: options of the layer, dropout, precision, initial values, Flax's cell."""
 
+import functools
 import inspect
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +104,29 @@ def test_initial_carry_continues_a_sequence(api):
     assert not any(state.any() for state in zero)
 
 
+@each_api
+def test_outputs_of_every_layer(api):
+    """Those of a stack without the layers above, before dropout."""
+    layer, x = gru(api, num_layers=3, bidirectional=True), inputs()
+    dropped = gru(api, num_layers=3, bidirectional=True, dropout=0.5)
+
+    @jax.jit
+    def run():
+        expected, xs = [], x.swapaxes(0, 1)
+        for i in range(3):
+            _, xs = composed(gru_jax.CUDNN, layer.params[2 * i : 2 * i + 2], xs, bidirectional=True)
+            expected.append(xs.swapaxes(0, 1))
+        every = layer(x, return_layers=True, return_carry=True)
+        return every, expected, layer(x, return_carry=True), dropped(x, return_layers=True, key=KEY)
+
+    (carry, outputs), expected, last, under_dropout = run()
+    assert_close(list(outputs), expected)
+    assert_close((carry, outputs[-1]), last)
+    assert_close(under_dropout[0], outputs[0])
+    assert (under_dropout[1] != outputs[1]).any()
+    assert (under_dropout[0] != 0).all()
+
+
 # --- Dropout ----------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +164,29 @@ def test_dropout_between_layers_is_fresh_for_every_element(api):
     assert (kept[:, 1:] != kept[:, :-1]).mean() == pytest.approx(2 * 0.25 * 0.75, abs=0.03)
     assert (run(jax.random.key(1)) != outputs).any()
     assert_close(layer(x, deterministic=True), x)
+
+
+@each_api
+def test_dropout_of_one_layer_warns(api):
+    make = {
+        "nnx": functools.partial(gru_jax.nnx.GRU, IN_FEATURES, FEATURES, rngs=nnx.Rngs(params=0)),
+        "linen": functools.partial(gru_jax.linen.GRU, FEATURES),
+    }[api]
+    with pytest.warns(UserWarning, match=r"dropout=0.9 drops nothing with num_layers=1") as caught:
+        layer = make(dropout=0.9)
+    assert [warning.filename for warning in caught] == [__file__]
+    x = jnp.ones((2, TIME, IN_FEATURES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # neither a call warns, nor does what drops something
+        if api == "nnx":
+            assert layer(x).shape == (2, TIME, FEATURES)  # without a stream for dropout
+        else:
+            variables = layer.init(jax.random.key(0), x)
+            assert_close(layer.apply(variables, x), layer.apply(variables, x, deterministic=True), 0)
+        make(recurrent_dropout=0.0)
+        if api == "linen":
+            make(num_layers=2, dropout=0.5)
+            make(recurrent_dropout=0.5)
 
 
 # --- Precision and initial values -------------------------------------------------------------------------------------

@@ -28,9 +28,33 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory):
+    """An environment with what a build needs: its own, what this one has, and from the network what is missing."""
+    folder = tmp_path_factory.mktemp("tools")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=300)
+    scripts = folder / "bin"
+    missing = [] if importlib.util.find_spec("scikit_build_core") else ["scikit-build-core>=1.1"]
+    missing += [name for name in ("cmake", "ninja") if shutil.which(name) is None]
+    # A venv of a venv sees the base's packages only; these are the ones of this environment, behind its own.
+    own = sysconfig.get_path("purelib", "venv", vars={"base": str(folder), "platbase": str(folder)})
+    paths = os.pathsep.join([own, *(path for path in sys.path if path.endswith("site-packages"))])
+    environment = {key: value for key, value in os.environ.items() if key not in ("GRU_JAX_NATIVE", "PYTHONPATH")}
+    environment |= {"PYTHONPATH": paths, "PATH": os.pathsep.join([str(scripts), os.environ["PATH"]])}
+    if missing:
+        install(environment, folder, *missing)
+    return folder, environment
+
+
+def install(environment, folder, *what):
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "-q", "--ignore-installed"]
+    done = subprocess.run([*pip, *what], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("compiler", "editable", "reason"), CASES.values(), ids=CASES)
-def test_an_installation_without_a_compiler_says_so(compiler, editable, reason, tmp_path):
+def test_an_installation_without_a_compiler_says_so(compiler, editable, reason, tools, tmp_path):
     if compiler == "wrapper":
         compiler = str(tmp_path / "c++")
         pathlib.Path(compiler).write_text(
@@ -41,35 +65,19 @@ def test_an_installation_without_a_compiler_says_so(compiler, editable, reason, 
     shutil.copytree(
         SOURCES, sources, ignore=shutil.ignore_patterns(".*", "*.so", "_unbuilt.py", "__pycache__", "build", "runs")
     )
-    site = tmp_path / "site"
-    # The network is needed only for what the build needs and this environment lacks.
-    has = all(importlib.util.find_spec(name) for name in ("scikit_build_core", "jaxlib")) and shutil.which("cmake")
-    isolation = ["--no-build-isolation"] if has else []
-    environment = {key: value for key, value in os.environ.items() if key not in ("GRU_JAX_NATIVE", "PYTHONPATH")}
-    venv = [sys.executable, "-m", "venv", "--system-site-packages", str(site)]
-    subprocess.run(venv, check=True, timeout=300)
-    python = str(site / "bin" / "python")
-    # A venv of a venv sees the base's packages only; these are the ones of this environment, behind its own: both may
-    # have a module that finds the tree of an editable installation.
-    own = sysconfig.get_path("purelib", "venv", vars={"base": str(site), "platbase": str(site)})
-    paths = os.pathsep.join([own, *(path for path in sys.path if path.endswith("site-packages"))])
-    tree = ["-e", str(sources)] if editable else [str(sources)]
-    install = [python, "-m", "pip", "install", "--no-deps", "--ignore-installed", *isolation, *tree]
-    # Without isolation the build needs this environment's packages; with it, it must not see them.
-    packages = {"PYTHONPATH": paths} if isolation else {}
-    installed = subprocess.run(
-        install, env=environment | packages | {"CXX": compiler}, capture_output=True, text=True, timeout=900
+    folder, environment = tools
+    tree = ["-e", sources] if editable else [sources]
+    install(environment | {"CXX": compiler}, folder, "--no-deps", "--no-build-isolation", *tree)
+    said = subprocess.run(
+        [folder / "bin" / "python", "-c", PROGRAM],
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    assert installed.returncode == 0, installed.stdout + installed.stderr
-    run = [python, "-c", PROGRAM]
-    settings = environment | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
-    said = subprocess.run(run, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     lines = dict(line.split(" ", 1) for line in said.stdout.splitlines())
-    assert str(tmp_path) in lines["from"], said
+    assert str(sources if editable else folder) in lines["from"], said
     assert lines["why"].startswith(reason)
     assert lines["warned"].count(reason) == 1
     assert "pip install" in lines["warned"]
-    silent = subprocess.run(
-        run, env=settings | {"GRU_JAX_NATIVE": "0"}, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert "warned []" in silent.stdout

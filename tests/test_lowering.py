@@ -12,7 +12,9 @@ from flax import nnx
 import gru_jax
 from gru_jax import lowering, unbuilt
 from tests.cases import OPTIONS, problem, unroll
-from tests.test_native import by_scan, check, each_cell, native, run, single
+from tests.kernels import by_scan, check, each_cell, native, run, single
+
+pytestmark = pytest.mark.optimized
 
 
 def arguments(dtype=jnp.float32):

@@ -10,6 +10,8 @@ import gru_jax
 from gru_jax import lowering
 from tests.cases import CELLS, FEATURES, IN_FEATURES, native_is_installed
 
+pytestmark = pytest.mark.optimized
+
 # Not in any weight's shape, so that what has this many rows is kept for every step.
 STEPS, BATCH = 37, 5
 

@@ -6,9 +6,7 @@ as `jax.make_mesh` makes them by default are among the switches. In float32, as 
 
 import contextlib
 import functools
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +15,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from jax.experimental import checkify, sparse
 from jax.sharding import PartitionSpec as P
 
 import gru_jax
@@ -25,15 +22,10 @@ from gru_jax.cells import DREAMER, LSTM, Leaky, MinGRU, RefineGRU
 from tests.cases import native_is_installed, normal_init
 from tests.sequences import random_kernel
 
+pytestmark = pytest.mark.float32
+
 TIME, BATCH, WIDTH = 3, 8, 4
 NATIVE = ("native",) if native_is_installed else ()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def float32(float64):
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
 
 
 # --- What is run ------------------------------------------------------------------------------------------------------
@@ -172,19 +164,33 @@ def on_mesh(*sizes):
     return jax.set_mesh(jax.make_mesh(sizes, ("data", "model")[: len(sizes)]))
 
 
-SWITCHES = {
-    "disable_jit": jax.disable_jit,
+# What may raise, or changes how a program is run, but not what it computes: none keeps another from raising.
+TOGETHER = {
     "debug_nans": functools.partial(jax.debug_nans, True),
     "debug_infs": functools.partial(jax.debug_infs, True),
     "rank_promotion": functools.partial(jax.numpy_rank_promotion, "raise"),
     "dtype_promotion": functools.partial(jax.numpy_dtype_promotion, "strict"),
     "enable_checks": functools.partial(jax.enable_checks, True),
-    "check_tracer_leaks": jax.checking_leaks,
     "debug_key_reuse": functools.partial(jax.debug_key_reuse, True),
     "transfer_guard": functools.partial(jax.transfer_guard, "disallow"),
-    "enable_x64": functools.partial(jax.enable_x64, True),
     "matmul_precision": functools.partial(jax.default_matmul_precision, "highest"),
     "traceback_filtering": whole_tracebacks,
+}
+
+
+@contextlib.contextmanager
+def together():
+    with contextlib.ExitStack() as stack:
+        for switch in TOGETHER.values():
+            stack.enter_context(switch())
+        yield
+
+
+SWITCHES = {
+    " and ".join(TOGETHER): together,
+    "disable_jit": jax.disable_jit,
+    "check_tracer_leaks": jax.checking_leaks,
+    "enable_x64": functools.partial(jax.enable_x64, True),
     "explicit (8,)": functools.partial(on_mesh, 8),
     "explicit (2, 4)": functools.partial(on_mesh, 2, 4),
 }
@@ -232,8 +238,7 @@ def test_a_switch_changes_no_hessian_and_no_ensemble(name, switch):
 @pytest.mark.parametrize(
     ("name", "switch"),
     [
-        ("auto", "debug_infs"),
-        ("fused", "rank_promotion"),
+        ("auto", " and ".join(TOGETHER)),
         ("fused", "explicit (2, 4)"),
     ],
 )
@@ -276,7 +281,7 @@ def test_flax_runs_on_a_mesh_from_a_carry_that_is_sharded(name, switch):
             )
         ),
     }[name]()
-    expected = each_derivative(run, subject.weights, subject.inputs())
+    expected = jax.jit(functools.partial(each_derivative, run))(subject.weights, subject.inputs())
     got = switched(given, switch, each_derivative)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
@@ -332,82 +337,3 @@ def test_lengths_of_every_integer_type():
         for dtype in ("int8", "uint8", "int16", "uint16", "int32", "uint32"):
             run = lambda n: gru_jax.unroll(gru_jax.CUDNN, params, jnp.ones((steps, 2, 2), jnp.float32), lengths=n)[1]  # noqa: E731
             assert jnp.array_equal((run(jnp.array(lengths, dtype)) != 0).all(-1), expected), dtype
-
-
-# --- What is wrong is found -------------------------------------------------------------------------------------------
-
-
-def spoilt(params):
-    """Weights as after a divergence: ∞ − ∞ in each gate."""
-    return params._replace(kernel=jnp.full_like(params.kernel, jnp.inf), bias=jnp.full_like(params.bias, -jnp.inf))
-
-
-@pytest.mark.parametrize("method", ["auto", "scan"])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_debug_nans_leads_to_the_recurrence(method, compiled):
-    params = spoilt(gru_jax.CUDNN.init(jax.random.key(0), WIDTH, WIDTH))
-    xs = jnp.ones((TIME, BATCH, WIDTH))
-
-    def run(params):
-        return gru_jax.unroll(gru_jax.CUDNN, params, xs, method=method)[1]
-
-    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan") as error:
-        (jax.jit(run) if compiled else run)(params)
-    frames = {Path(frame.filename).name for frame in traceback.extract_tb(error.value.__traceback__)}
-    assert ("unroll.py" if method == "scan" else "recurrence.py") in frames
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_debug_nans_finds_a_gradient_that_is_not_a_number(compiled):
-    """The states are finite, and their cotangent is ∞: a saturated gate makes 0 · ∞ of it."""
-    params = gru_jax.CUDNN.init(jax.random.key(0), WIDTH, WIDTH)._replace(bias=jnp.full(3 * WIDTH, 1e4))
-    xs = jnp.ones((TIME, BATCH, WIDTH))
-
-    def loss(params):
-        return (gru_jax.unroll(gru_jax.CUDNN, params, xs, method="fused")[1] * jnp.inf).max()
-
-    gradient = jax.grad(loss)
-    with jax.debug_nans(True), pytest.raises(FloatingPointError):
-        (jax.jit(gradient) if compiled else gradient)(params)
-
-
-def test_checkify_finds_a_nan():
-    params = gru_jax.CUDNN.init(jax.random.key(0), WIDTH, WIDTH)
-
-    def run(params):
-        return gru_jax.unroll(gru_jax.CUDNN, params, jnp.ones((TIME, WIDTH)))[1]
-
-    def loss(params):
-        return run(params).sum()
-
-    for function in (run, jax.grad(loss), lambda params: jax.jvp(loss, (params,), (params,))):
-        checked = jax.jit(checkify.checkify(function, errors=checkify.float_checks))
-        assert checked(params)[0].get() is None
-        assert "nan generated by primitive" in checked(spoilt(params))[0].get()
-
-
-def test_checkify_finds_a_nan_of_the_gradient_alone():
-    params = gru_jax.CUDNN.init(jax.random.key(0), WIDTH, WIDTH)
-
-    def gradient(params, ct):
-        hs, pull = jax.vjp(lambda params: gru_jax.unroll(gru_jax.CUDNN, params, jnp.ones((TIME, WIDTH)))[1], params)
-        return pull(jnp.full_like(hs, ct))
-
-    checked = jax.jit(checkify.checkify(gradient, errors=checkify.float_checks))
-    assert checked(params, 1.0)[0].get() is None
-    assert checked(params, jnp.nan)[0].get() == "nan generated by primitive: gru_pull."
-
-
-def test_a_tool_that_does_not_know_the_primitives_names_the_method_that_it_can_take():
-    params = gru_jax.CUDNN.init(jax.random.key(0), WIDTH, WIDTH)
-
-    def run(method):
-        with_sparse = sparse.sparsify(lambda xs: gru_jax.unroll(gru_jax.CUDNN, params, xs, method=method)[1])
-        return with_sparse(sparse.BCOO.fromdense(jnp.ones((TIME, WIDTH))))
-
-    with pytest.raises(NotImplementedError, match=r'gru_states \(of gru_jax, where method="scan" is for tools'):
-        run("auto")
-    primitives = str(
-        jax.make_jaxpr(lambda: gru_jax.unroll(gru_jax.CUDNN, params, jnp.ones((2, WIDTH)), method="scan"))()
-    )
-    assert "gru_" not in primitives

@@ -1,5 +1,7 @@
 """Forward values: the gate equations, one step, and every method of `unroll` against the NumPy loop."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from gru_jax import gates, lowering
 from gru_jax.cells import affine
 from tests import oracle
 from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, native_is_installed, problem, unroll
+
+pytestmark = pytest.mark.optimized
 
 # Rounding of one dtype over six steps of sums of a few terms, relative to values around one.
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 4e-2, "float16": 5e-3}
@@ -157,14 +161,21 @@ CLOSE = {jnp.float64: 1e-14, jnp.float32: 1e-6}
 
 
 @each_method
-@pytest.mark.parametrize("batch", [(), (2, 3), (0,)], ids=str)
-def test_any_number_of_batch_axes(method, dtype, batch):
-    p = problem(gru_jax.CUDNN, batch=batch, dtype=dtype)
-    h_last, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
-    flat_xs, flat_h_0 = p.xs.reshape(STEPS, -1, IN_FEATURES), p.h_0.reshape(-1, FEATURES)
-    flat_last, flat_hs = gru_jax.unroll(gru_jax.CUDNN, p.params, flat_xs, flat_h_0, method=method)
-    chex.assert_trees_all_close((h_last.reshape(flat_last.shape), hs.reshape(flat_hs.shape)), (flat_last, flat_hs))
-    assert hs.shape == (STEPS, *batch, FEATURES)
+def test_any_number_of_batch_axes(method, dtype):
+    batches = (), (2, 3), (0,)
+
+    @jax.jit
+    def run(problems):
+        unroll = functools.partial(gru_jax.unroll, gru_jax.CUDNN, method=method)
+        return [
+            (unroll(*p), unroll(p[0], p[1].reshape(STEPS, -1, IN_FEATURES), p[2].reshape(-1, FEATURES)))
+            for p in problems
+        ]
+
+    results = run([problem(gru_jax.CUDNN, batch=batch, dtype=dtype)[:3] for batch in batches])
+    for batch, ((h_last, hs), (flat_last, flat_hs)) in zip(batches, results, strict=True):
+        chex.assert_trees_all_close((h_last.reshape(flat_last.shape), hs.reshape(flat_hs.shape)), (flat_last, flat_hs))
+        assert hs.shape == (STEPS, *batch, FEATURES)
 
 
 @each_method
@@ -180,38 +191,55 @@ def test_no_steps_give_the_initial_state(method, dtype):
 @each_method
 def test_one_step_is_step(method, dtype):
     p = problem(gru_jax.CHO2014, steps=1, dtype=dtype)
-    h_last, hs = gru_jax.unroll(gru_jax.CHO2014, *p[:3], method=method)
-    h_1 = gru_jax.CHO2014.step(p.params, p.h_0, p.xs[0])
-    chex.assert_trees_all_close((h_last, hs), (h_1, h_1[None]), atol=CLOSE[dtype])
+
+    @jax.jit
+    def run(params, xs, h_0):
+        return gru_jax.unroll(gru_jax.CHO2014, params, xs, h_0, method=method), gru_jax.CHO2014.step(params, h_0, xs[0])
+
+    unrolled, h_1 = run(*p[:3])
+    chex.assert_trees_all_close(unrolled, (h_1, h_1[None]), atol=CLOSE[dtype])
 
 
 @each_method
 def test_a_sequence_in_two_parts_with_the_state_carried_over(method, dtype):
-    p = problem(gru_jax.CUDNN, dtype=dtype)
-    whole = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
-    middle, first = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[:2], p.h_0, method=method)
-    last, second = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[2:], middle, method=method)
-    chex.assert_trees_all_close(whole, (last, jnp.concatenate([first, second])), atol=CLOSE[dtype])
+    @jax.jit
+    def run(params, xs, h_0):
+        unroll = functools.partial(gru_jax.unroll, gru_jax.CUDNN, params, method=method)
+        middle, first = unroll(xs[:2], h_0)
+        last, second = unroll(xs[2:], middle)
+        return unroll(xs, h_0), (last, jnp.concatenate([first, second]))
+
+    whole, parts = run(*problem(gru_jax.CUDNN, dtype=dtype)[:3])
+    chex.assert_trees_all_close(whole, parts, atol=CLOSE[dtype])
 
 
 @each_method
 def test_reverse_is_flip(method, dtype):
     p = problem(gru_jax.CUDNN, ("mask", "resets"), dtype=dtype)
-    h_last, hs = gru_jax.unroll(gru_jax.CUDNN, *p[:3], reverse=True, method=method, **p.options)
-    flipped = {name: value[::-1] for name, value in p.options.items()}
-    flipped_last, flipped_hs = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[::-1], p.h_0, method=method, **flipped)
-    chex.assert_trees_all_close((h_last, hs), (flipped_last, flipped_hs[::-1]), atol=CLOSE[dtype])
+
+    @jax.jit
+    def run(params, xs, h_0, options):
+        flipped = {name: value[::-1] for name, value in options.items()}
+        h_last, hs = gru_jax.unroll(gru_jax.CUDNN, params, xs[::-1], h_0, method=method, **flipped)
+        return gru_jax.unroll(gru_jax.CUDNN, params, xs, h_0, reverse=True, method=method, **options), (
+            h_last,
+            hs[::-1],
+        )
+
+    backwards, flipped = run(*p[:3], p.options)
+    chex.assert_trees_all_close(backwards, flipped, atol=CLOSE[dtype])
 
 
 @each_method
 def test_a_closed_update_gate_copies_and_an_open_one_replaces(method, dtype):
     p = problem(gru_jax.CUDNN, dtype=dtype)
     update = jnp.arange(3 * FEATURES) // FEATURES == 1
+    run = jax.jit(functools.partial(gru_jax.unroll, gru_jax.CUDNN, method=method))
     kept = p.params._replace(bias=jnp.where(update, 1e3, p.params.bias))
-    _, hs = gru_jax.unroll(gru_jax.CUDNN, kept, p.xs, p.h_0, method=method)
+    _, hs = run(kept, p.xs, p.h_0)
     assert jnp.array_equal(hs, jnp.broadcast_to(p.h_0, hs.shape))
     replaced = p.params._replace(bias=jnp.where(update, -1e3, p.params.bias))
-    _, hs = gru_jax.unroll(gru_jax.CUDNN, replaced, p.xs, p.h_0, method=method)
+    _, hs = run(replaced, p.xs, p.h_0)
     assert jnp.abs(hs).max() < 1
     assert jnp.abs(p.h_0).max() > 1
 
@@ -220,20 +248,22 @@ def test_a_closed_update_gate_copies_and_an_open_one_replaces(method, dtype):
 @pytest.mark.parametrize(("cell", "low"), [("cudnn", -1), ("cho2014", -1), ("goodfellow", 0)])
 def test_the_state_stays_within_the_range_of_the_candidate(method, dtype, cell, low):
     p = problem(CELLS[cell], steps=200, dtype=dtype)
-    _, hs = gru_jax.unroll(CELLS[cell], p.params, 10 * p.xs, method=method)
+    hs = jax.jit(lambda params, xs: gru_jax.unroll(CELLS[cell], params, 10 * xs, method=method)[1])(p.params, p.xs)
     assert low <= hs.min()
     assert hs.max() <= 1
 
 
 @each_method
 def test_lengths_are_the_prefix_mask(method, dtype):
-    p = problem(gru_jax.CUDNN, dtype=dtype)
-    lengths = jnp.array([0, 3, STEPS])
-    got = gru_jax.unroll(gru_jax.CUDNN, *p[:3], lengths=lengths, method=method)
-    mask = jnp.arange(STEPS)[:, None] < lengths
-    assert jax.tree.all(
-        jax.tree.map(jnp.array_equal, got, gru_jax.unroll(gru_jax.CUDNN, *p[:3], mask=mask, method=method))
-    )
+    p, lengths = problem(gru_jax.CUDNN, dtype=dtype), jnp.array([0, 3, STEPS])
+
+    @jax.jit
+    def run(lengths, *args):
+        unroll = functools.partial(gru_jax.unroll, gru_jax.CUDNN, *args, method=method)
+        return unroll(lengths=lengths), unroll(mask=jnp.arange(STEPS)[:, None] < lengths)
+
+    got, masked = run(lengths, *p[:3])
+    chex.assert_trees_all_equal(got, masked)
     assert jnp.array_equal(got[0][0], p.h_0[0])
     assert not got[1][:, 0].any()
     assert jnp.array_equal(got[0][1], got[1][2, 1])
@@ -241,11 +271,18 @@ def test_lengths_are_the_prefix_mask(method, dtype):
 
 @each_method
 def test_a_reset_starts_an_episode_of_its_own(method, dtype):
-    p = problem(gru_jax.CUDNN, dtype=dtype)
     resets = jnp.zeros((STEPS, BATCH), bool).at[4, 1].set(True)
-    _, hs = unroll(gru_jax.CUDNN, *p[:4], resets=resets, method=method)
-    _, episode = gru_jax.unroll(gru_jax.CUDNN, p.params, p.xs[4:], p.reset_state, method=method)
-    _, unreset = gru_jax.unroll(gru_jax.CUDNN, *p[:3], method=method)
+
+    @jax.jit
+    def run(params, xs, h_0, reset_state, resets):
+        states = lambda *args, **given: gru_jax.unroll(gru_jax.CUDNN, params, *args, method=method, **given)[1]  # noqa: E731
+        return (
+            states(xs, h_0, resets=resets, reset_state=reset_state),
+            states(xs[4:], reset_state),
+            states(xs, h_0),
+        )
+
+    hs, episode, unreset = run(*problem(gru_jax.CUDNN, dtype=dtype)[:4], resets)
     chex.assert_trees_all_close(hs[4:, 1], episode[:, 1], atol=CLOSE[dtype])
     chex.assert_trees_all_close(hs[:, [0, 2]], unreset[:, [0, 2]], atol=CLOSE[dtype])
 
@@ -256,27 +293,39 @@ def test_an_episode_that_begins_in_a_later_rollout_is_one_of_its_own(method, dty
     p = problem(gru_jax.CUDNN, dtype=dtype)
     resets, start = jnp.zeros((STEPS, BATCH), bool).at[0, 0].set(True).at[4, :2].set(True), p.reset_state[0]
 
-    def run(xs, h_0, resets, start):
-        return unroll(gru_jax.CUDNN, p.params, xs, h_0, start, resets=resets, method=method)
+    @jax.jit
+    def everything(params, xs, h_0, resets, start):
+        def run(xs, h_0, resets, start):
+            return unroll(gru_jax.CUDNN, params, xs, h_0, start, resets=resets, method=method)
 
-    h_last, hs = run(p.xs, p.h_0, resets, start)
-    middle, first = run(p.xs[:3], p.h_0, resets[:3], start)
-    rollouts = run(p.xs[3:], middle, resets[3:], start)
-    chex.assert_trees_all_close((h_last, hs), (rollouts[0], jnp.concatenate([first, rollouts[1]])), atol=CLOSE[dtype])
-    of_start = jax.grad(lambda start: run(p.xs, p.h_0, resets, start)[1].sum())(start)
-    of_each = jax.grad(lambda start: run(p.xs, p.h_0, resets, start)[1].sum())(jnp.stack([start] * BATCH))
+        middle, first = run(xs[:3], h_0, resets[:3], start)
+        h_last, second = run(xs[3:], middle, resets[3:], start)
+        gradient = jax.grad(lambda start: run(xs, h_0, resets, start)[1].sum())
+        return (
+            (run(xs, h_0, resets, start), (h_last, jnp.concatenate([first, second]))),
+            (gradient(start), gradient(jnp.stack([start] * BATCH))),
+            (run(xs, h_0, None, start), run(xs, h_0, None, None)),
+            run(xs[:0], h_0, resets[:0], start)[0],
+        )
+
+    (whole, rollouts), (of_start, of_each), without, none = everything(p.params, p.xs, p.h_0, resets, start)
+    chex.assert_trees_all_close(whole, rollouts, atol=CLOSE[dtype])
     np.testing.assert_allclose(of_start, of_each.sum(0), atol=10 * CLOSE[dtype])
     assert not of_each[2].any()
-    chex.assert_trees_all_equal(run(p.xs, p.h_0, None, start), run(p.xs, p.h_0, None, None))
-    assert jnp.array_equal(run(p.xs[:0], p.h_0, resets[:0], start)[0], p.h_0)
+    chex.assert_trees_all_equal(*without)
+    assert jnp.array_equal(none, p.h_0)
 
 
 @each_method
 def test_a_reset_in_the_padding_does_not_reach_the_final_state(method, dtype):
-    p = problem(gru_jax.CUDNN, dtype=dtype)
     lengths, resets = jnp.full(BATCH, 3), jnp.zeros((STEPS, BATCH), bool).at[4].set(True)
-    padded = gru_jax.unroll(gru_jax.CUDNN, *p[:3], lengths=lengths, resets=resets, method=method)
-    chex.assert_trees_all_equal(padded, gru_jax.unroll(gru_jax.CUDNN, *p[:3], lengths=lengths, method=method))
+
+    @jax.jit
+    def run(lengths, resets, *args):
+        unroll = functools.partial(gru_jax.unroll, gru_jax.CUDNN, *args, lengths=lengths, method=method)
+        return unroll(resets=resets), unroll()
+
+    chex.assert_trees_all_equal(*run(lengths, resets, *problem(gru_jax.CUDNN, dtype=dtype)[:3]))
 
 
 def test_the_state_of_half_precision_is_single():
