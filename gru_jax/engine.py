@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
-from gru_jax import meshes
-from gru_jax.recurrence import STATES, shifted
+from gru_jax import jaxprs, meshes
+from gru_jax.recurrence import RESIDUALS, STATES, shifted
 from gru_jax.steps import StagedStep, State, Step
 
 
@@ -32,8 +32,8 @@ def states(step: Step, reverse: bool, save: bool, params: Any, state_0: State, x
     Args:
       step: (params, state, x) to the next state.
       reverse: run against time: state_0 then precedes the last step.
-      save: whether a derivative keeps the products of the state with weights, so that it need not form them again.
-        Otherwise it keeps nothing but what goes in and comes out.
+      save: whether a derivative saves the products of the state with weights, so that on a CPU it need not form them
+        again. Otherwise it saves nothing but what goes in and comes out.
       params, state_0: pytrees of arrays.
       xs: a pytree of arrays with a time axis in front, at least one step.
 
@@ -60,7 +60,8 @@ def _run(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _states_and_products(step: Step, reverse: bool, params: Any, state_0: State, xs: Any) -> tuple[State, Any]:
     """The states, and the products, which count as constants: `_tangents` knows what they are made of."""
-    return _run(step, reverse, True, params, state_0, xs)
+    hs, products = _run(step, reverse, True, params, state_0, xs)
+    return hs, jax.tree.map(jaxprs.saved, products)
 
 
 @_states_and_products.defjvp
@@ -76,9 +77,10 @@ def _states_jvp(step: Step, reverse: bool, save: bool, primals: Any, tangents: A
         hs, saved = _states_and_products(step, reverse, *primals)
     else:
         hs, saved = states(step, reverse, save, *primals), None
-    hs, saved = jax.tree.map(lambda leaf: checkpoint_name(leaf, STATES), (hs, saved))
+    hs = jax.tree.map(lambda leaf: checkpoint_name(leaf, STATES), hs)
+    saved = jax.tree.map(lambda leaf: checkpoint_name(leaf, RESIDUALS), saved)
     given = jax.tree.map(_given, tangents, is_leaf=_is_zero)
-    # So that a transpose keeps no more than what goes into the function.
+    # So that a transpose saves no more than what goes into the function.
     d_hs = jax.checkpoint(functools.partial(_tangents, step, reverse))(primals, hs, saved, given)
     leaves, structure = jax.tree.flatten(hs)
     d_leaves = [
@@ -140,16 +142,16 @@ def _length(xs: Any) -> int | None:
 def _jvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     """`jax.jvp` with None for a tangent that is zero, or that does not exist, as of integers."""
     leaves, structure = _leaves(primals)
-    moving = {i: d for i, d in enumerate(_leaves(tangents)[0]) if d is not None}
+    nonzero = {i: d for i, d in enumerate(_leaves(tangents)[0]) if d is not None}
 
-    def of_moving(*values: Any) -> Any:
-        moved = dict(zip(moving, values, strict=True))
-        return f(*jax.tree.unflatten(structure, [moved.get(i, leaf) for i, leaf in enumerate(leaves)]))
+    def of_nonzero(*values: Any) -> Any:
+        changed = dict(zip(nonzero, values, strict=True))
+        return f(*jax.tree.unflatten(structure, [changed.get(i, leaf) for i, leaf in enumerate(leaves)]))
 
-    if not moving:
-        out = of_moving()
+    if not nonzero:
+        out = of_nonzero()
         return out, jax.tree.map(lambda leaf: None, out)
-    out, d_out = jax.jvp(of_moving, [leaves[i] for i in moving], list(moving.values()))
+    out, d_out = jax.jvp(of_nonzero, [leaves[i] for i in nonzero], list(nonzero.values()))
     return out, jax.tree.map(_given, d_out)
 
 

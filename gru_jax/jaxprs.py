@@ -44,15 +44,25 @@ def bind(equation: Any, values: list[Any]) -> list[Any]:
 def known(value: jax.Array, of: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
     """`value`, which is what `of(*operands)` would give, with the derivatives of that.
 
+    On a CPU; on other platforms `of(*operands)` is formed again, as there `saved` gives no values.
+
     A primitive, as partial evaluation takes the body of a `jax.custom_jvp` in its place, here the value alone: a third
     derivative would be lost.
     """
     return _known_p.bind(value, *operands, of=of)
 
 
+def saved(value: jax.Array) -> jax.Array:
+    """`value`, to be read by `known` in a derivative; it counts as a constant.
+
+    On other platforms than a CPU it is zero, and XLA removes what it would be made of.
+    """
+    return _saved_p.bind(value)
+
+
 def _known_jvp(primals: Any, tangents: Any, *, of: Callable[..., jax.Array]) -> tuple[Any, Any]:
-    out, moving = _known_p.bind(*primals, of=of), [type(t) is not ad.Zero for t in tangents[1:]]
-    if not any(moving):
+    out, nonzero = _known_p.bind(*primals, of=of), [type(t) is not ad.Zero for t in tangents[1:]]
+    if not any(nonzero):
         return out, ad.Zero(jax.typeof(out).to_tangent_aval())
     d_operands = tuple(ad.instantiate_zeros(t) for t in tangents[1:])
     return out, jax.jvp(of, tuple(primals[1:]), d_operands)[1]
@@ -75,6 +85,18 @@ def _known_batch(args: Any, dims: Any, *, of: Callable[..., jax.Array]) -> tuple
 _known_p = Primitive("gru_jax_known")
 _known_p.def_impl(lambda value, *operands, of: value)
 _known_p.def_abstract_eval(lambda value, *operands, of: value)
-mlir.register_lowering(_known_p, lambda ctx, value, *operands, of: [value])
+mlir.register_lowering(_known_p, mlir.lower_fun(lambda value, *operands, of: of(*operands), multiple_results=False))
+mlir.register_lowering(_known_p, lambda ctx, value, *operands, of: [value], platform="cpu")
 ad.primitive_jvps[_known_p] = _known_jvp
 batching.primitive_batchers[_known_p] = _known_batch
+
+_saved_p = Primitive("gru_jax_saved")
+_saved_p.def_impl(lambda value: value)
+_saved_p.def_abstract_eval(lambda value: value)
+mlir.register_lowering(_saved_p, mlir.lower_fun(jnp.zeros_like, multiple_results=False))
+mlir.register_lowering(_saved_p, lambda ctx, value: [value], platform="cpu")
+ad.primitive_jvps[_saved_p] = lambda primals, tangents: (
+    _saved_p.bind(*primals),
+    ad.Zero(jax.typeof(primals[0]).to_tangent_aval()),
+)
+batching.primitive_batchers[_saved_p] = lambda args, dims: (_saved_p.bind(*args), dims[0])

@@ -230,7 +230,7 @@ class StagedStep:
         self,
         stage: int,
         known: dict[Any, Any],
-        wanted: Sequence[Any],
+        results: Sequence[Any],
         times: Callable[[Product, jax.Array], jax.Array] | None = None,
     ) -> list[Any]:
         values = self._consts | known
@@ -241,7 +241,7 @@ class StagedStep:
             else:
                 outs = bind(equation, [read(values, v) for v in equation.invars])
                 values.update(zip(equation.outvars, outs, strict=True))
-        return [read(values, v) for v in wanted]
+        return [read(values, v) for v in results]
 
 
 def product_at_all_steps(equation: Any, place: int, factors: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, engine, initializers, meshes, policy, primitives
+from gru_jax import checks, initializers, meshes, primitives, registry
 from gru_jax.cells import GRU, Cell, Packed, State, as_given, check_cell, checked_state
-from gru_jax.recurrence import Operands
+from gru_jax.operands import Operands
 from gru_jax.zoneout import Keep, zone_out
 from gru_jax.zoneout import checked as checked_zoneout
 
@@ -55,9 +55,9 @@ def unroll(
         that is parallel over time hoisted out of the loop, compiled by XLA; "native", the same by C++ kernels, on a CPU
         and in float32; "auto", native where it can be had, otherwise fused. `gru_jax.lowerings` tells which it is.
         Other cells have those in `cell.methods`: "scan", "fused", and a minGRU "parallel", an associative scan; "auto"
-        is the faster of the first two (`gru_jax.policy`), or what a minGRU says. By "fused" a gradient keeps inputs and
+        is what is faster on the platform that is lowered for (`gru_jax.policy`). By "fused" a gradient saves inputs and
         states alone, and products of the state with weights where that is faster on a CPU; a cell's step must be one
-        that `jax.jvp` can differentiate.
+        that `jax.jvp` can differentiate. What a vjp saves whose halves are compiled apart, the default backend decides.
       recurrent_dropout_mask: (*batch, features), a constant that multiplies the state where it enters the recurrent
         products (Gal & Ghahramani, NeurIPS 2016); for a cell whose `step` takes it, as a GRU's does.
       zoneout: the rate in [0, 1) at which a unit keeps its old value, whatever the cell says (Krueger et al.,
@@ -99,7 +99,7 @@ def unroll(
     given = zero if h_0 is None else h_0
     h_0 = checked_state("h_0", given, zero)
     start = None if reset_state is None else checked_state("reset_state", reset_state, zero)
-    drop = _dropout(cell, recurrent_dropout_mask, zero)
+    dropout_mask = _dropout(cell, recurrent_dropout_mask, zero)
     rates, zoned = checked_zoneout(zoneout, zoneout_mask, zero, steps)
     method = _method(cell, method, zoneout=rates is not None or zoned is not None)
     mask = _flags("mask", mask, xs)
@@ -112,20 +112,18 @@ def unroll(
         resets = None if resets is None else resets & counts
     if steps == 0:
         return as_given(h_0, given), jnp.zeros((0, *cell.output(zero).shape), dtype)
-    xs, params, (mask, resets, zoned), (h_0, start, drop) = meshes.aligned(
-        xs, params, (mask, resets, zoned), (h_0, start, drop)
+    xs, params, (mask, resets, zoned), (h_0, start, dropout_mask) = meshes.aligned(
+        xs, params, (mask, resets, zoned), (h_0, start, dropout_mask)
     )
-    h_0 = meshes.varied(h_0, xs, params, mask, resets, zoned, start, drop)
+    h_0 = meshes.varied(h_0, xs, params, mask, resets, zoned, start, dropout_mask)
     if mask is not None:
         xs = jnp.where(mask, xs, 0)
     start = None if resets is None else start
     if isinstance(cell, GRU) and method != "scan" and rates is None and zoned is None:
-        h_T, hs = _gru(cell, params, xs, h_0, drop, mask, resets, start, reverse, method)
-    elif method == "parallel":
-        h_T, hs = _parallel(cell, params, xs, h_0, mask, resets, start, reverse)
+        h_T, hs = _gru(cell, params, xs, h_0, dropout_mask, mask, resets, start, reverse, method)
     else:
-        runs = {"scan": _scan, "fused": _fused, "auto": _auto}
-        h_T, hs = runs[method](MaskedStep(cell, rates), reverse, (params, start, drop), h_0, (xs, mask, resets, zoned))
+        step, now = MaskedStep(cell, rates), (xs, mask, resets, zoned)
+        h_T, hs = registry.run_cell(step, reverse, method, (params, start, dropout_mask), h_0, now)
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
     return as_given(h_T, given), outputs.astype(dtype)
 
@@ -146,11 +144,11 @@ class MaskedStep:
     rates: Keep = None
 
     def __call__(self, params: Any, state: State, now: Any) -> State:
-        params, start, drop = params
+        params, start, dropout_mask = params
         x_t, mask, reset, zoned = now
         # The arguments of this package's cells have been checked; another's step is all there is.
         advance: Any = self.cell.advance if isinstance(self.cell, Packed) else self.cell.step
-        options = {} if drop is None else {"recurrent_dropout_mask": drop}
+        options = {} if dropout_mask is None else {"recurrent_dropout_mask": dropout_mask}
         zero = jax.tree.map(jnp.zeros_like, state)
         keep = self.rates if zoned is None else zoned
         if reset is not None:
@@ -163,54 +161,12 @@ class MaskedStep:
         return held(zone_out(keep, before, advance(params, before, x_t, **options)), state)
 
 
-def _scan(step: MaskedStep, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
-    """Last state and outputs, step by step: nothing but the cell's step under `lax.scan`."""
-
-    def body(h_tm1: State, now: Any) -> tuple[State, jax.Array]:
-        h_t = step(params, h_tm1, now)
-        return h_t, step.cell.output(h_t)
-
-    return jax.lax.scan(body, h_0, xs, reverse=reverse)
-
-
-# Compiled, so that eager calls compile it once for every cell.
-_states = jax.jit(engine.states, static_argnums=(0, 1, 2))
-
-
-def _fused(step: MaskedStep, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
-    """Last state and outputs, by the two recurrences of `gru_jax.engine`."""
-    save = policy.saves_products(params[0], xs[0].shape[1:-1])
-    hs = _states(step, reverse, save, params, h_0, xs)
-    return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], hs), jax.vmap(step.cell.output)(hs)
-
-
-def _auto(step: MaskedStep, reverse: bool, params: Any, h_0: State, xs: Any) -> tuple[State, jax.Array]:
-    """Last state and outputs, by whichever is faster."""
-    run = _scan if policy.scans(params[0], xs[0].shape[1:-1]) else _fused
-    return run(step, reverse, params, h_0, xs)
-
-
-def _parallel(
-    cell: Any,
-    params: Any,
-    xs: jax.Array,
-    h_0: jax.Array,
-    mask: jax.Array | None,
-    resets: jax.Array | None,
-    start: jax.Array | None,
-    reverse: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Last state and outputs, by the cell's own scan over all steps at once."""
-    hs = cell.parallel(params, xs, h_0, mask, resets, start, reverse)
-    return hs[0 if reverse else -1], hs
-
-
 def _gru(
     cell: Any,
     params: Any,
     xs: jax.Array,
     h_0: jax.Array,
-    drop: jax.Array | None,
+    dropout_mask: jax.Array | None,
     mask: jax.Array | None,
     resets: jax.Array | None,
     start: jax.Array | None,
@@ -220,7 +176,7 @@ def _gru(
     """Last state and outputs of a GRU, by the primitives of `gru_jax.primitives`."""
     recurrent_bias = None if params.recurrent_bias is None else params.recurrent_bias.astype(h_0.dtype)
     operands = Operands(
-        xs, h_0, params.kernel, params.recurrent_kernel, params.bias, recurrent_bias, drop, mask, resets, start
+        xs, h_0, params.kernel, params.recurrent_kernel, params.bias, recurrent_bias, dropout_mask, mask, resets, start
     )
     hs = primitives.states(operands, cell=cell, reverse=reverse, method=method)
     return hs[0 if reverse else -1], hs
@@ -235,11 +191,13 @@ def within(lengths: jax.Array, steps: int) -> jax.Array:
 def _method(cell: Cell, method: str, zoneout: bool) -> str:
     """The method that "auto" is; with zoneout only those are left that run the cell's own step."""
     chosen = cell.methods[0] if method == "auto" else method
-    if not zoneout or chosen in ("auto", "scan", "fused"):
-        return chosen
-    if method != "auto":
-        raise ValueError(f"method={method!r} has no zoneout: it does not run the cell's step; take 'fused' or 'scan'")
-    return "fused"
+    if zoneout and chosen not in ("auto", "scan", "fused"):
+        if method != "auto":
+            raise ValueError(
+                f"method={method!r} has no zoneout: it does not run the cell's step; take 'fused' or 'scan'"
+            )
+        return "fused"
+    return chosen
 
 
 def _dropout(cell: Cell, mask: Any, zero: State) -> jax.Array | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import gru_jax
-from gru_jax.cells import affine
+from gru_jax import policy
 from tests.cases import BATCH, CELLS, FEATURES, OPTIONS, ORACLE, STEPS, problem, unroll
 
 WRT = (0, 1, 2, 3)
@@ -21,7 +21,7 @@ WRT = (0, 1, 2, 3)
 @pytest.fixture(autouse=True)
 def many_rows(monkeypatch):
     """A product of each gate projects the inputs, as where there are more; for few rows it is one product of all."""
-    monkeypatch.setattr(affine, "FEW_ROWS", 0)
+    monkeypatch.setattr(policy, "ONE_PROJECTION_MAX_ROWS", 0)
 
 
 RESETS = {name: CELLS[name] for name in ("cudnn", "cho2014")}
