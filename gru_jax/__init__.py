@@ -13,8 +13,8 @@ from typing import Any
 
 from gru_jax import cells, gates, initializers
 from gru_jax.cells import CHO2014, CUDNN, GOODFELLOW, GRU, Params
-from gru_jax.lowering import lowerings
-from gru_jax.primitives import save_states
+from gru_jax.lowerings.report import lowerings
+from gru_jax.recurrence import save_states
 from gru_jax.settings import config
 from gru_jax.unroll import unroll
 

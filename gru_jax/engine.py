@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
-from gru_jax import meshes
-from gru_jax.recurrence import STATES, shifted
+from gru_jax import jaxprs, meshes
+from gru_jax.recurrence import RESIDUALS, STATES, shifted
 from gru_jax.steps import StagedStep, State, Step
 
 
@@ -32,8 +32,8 @@ def states(step: Step, reverse: bool, save: bool, params: Any, state_0: State, x
     Args:
       step: (params, state, x) to the next state.
       reverse: run against time. state_0 then precedes the last step.
-      save: whether a derivative saves the products of the state with weights, instead of forming them again. Otherwise
-        it saves only the arguments and the results.
+      save: whether a derivative saves the products of the state with weights, so that on a CPU it need not
+        form them again. Otherwise it saves only the arguments and the results.
       params, state_0: pytrees of arrays.
       xs: a pytree of arrays with a time axis in front, at least one step.
 
@@ -60,7 +60,8 @@ def _run(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _states_and_products(step: Step, reverse: bool, params: Any, state_0: State, xs: Any) -> tuple[State, Any]:
     """The states and the products. The products have no tangents here: `_tangents` derives these from their factors."""
-    return _run(step, reverse, True, params, state_0, xs)
+    hs, products = _run(step, reverse, True, params, state_0, xs)
+    return hs, jax.tree.map(jaxprs.saved, products)
 
 
 @_states_and_products.defjvp
@@ -76,7 +77,8 @@ def _states_jvp(step: Step, reverse: bool, save: bool, primals: Any, tangents: A
         hs, saved = _states_and_products(step, reverse, *primals)
     else:
         hs, saved = states(step, reverse, save, *primals), None
-    hs, saved = jax.tree.map(lambda leaf: checkpoint_name(leaf, STATES), (hs, saved))
+    hs = jax.tree.map(lambda leaf: checkpoint_name(leaf, STATES), hs)
+    saved = jax.tree.map(lambda leaf: checkpoint_name(leaf, RESIDUALS), saved)
     nonzero_tangents = jax.tree.map(_none_if_zero, tangents, is_leaf=_is_zero)
     # So that a transpose saves only the arguments of the function.
     d_hs = jax.checkpoint(functools.partial(_tangents, step, reverse))(primals, hs, saved, nonzero_tangents)

@@ -44,10 +44,20 @@ def bind(equation: Any, values: list[Any]) -> list[Any]:
 def precomputed(value: jax.Array, function: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
     """`value`, which must be equal to `function(*operands)`, with the derivatives of that.
 
+    On a CPU; on other platforms `function(*operands)` is computed again, as there `saved` gives no values.
+
     A primitive, not a `jax.custom_jvp`: partial evaluation replaces the latter by its body, here the value alone, so
     that a third derivative would be lost.
     """
     return _precomputed_p.bind(value, *operands, function=function)
+
+
+def saved(value: jax.Array) -> jax.Array:
+    """`value`, to be read by `precomputed` in a derivative; it counts as a constant.
+
+    On other platforms than a CPU it is zero, and XLA removes what it would be made of.
+    """
+    return _saved_p.bind(value)
 
 
 def _precomputed_jvp(primals: Any, tangents: Any, *, function: Callable[..., jax.Array]) -> tuple[Any, Any]:
@@ -75,6 +85,20 @@ def _precomputed_batch(args: Any, dims: Any, *, function: Callable[..., jax.Arra
 _precomputed_p = Primitive("gru_jax_precomputed")
 _precomputed_p.def_impl(lambda value, *operands, function: value)
 _precomputed_p.def_abstract_eval(lambda value, *operands, function: value)
-mlir.register_lowering(_precomputed_p, lambda ctx, value, *operands, function: [value])
+mlir.register_lowering(
+    _precomputed_p, mlir.lower_fun(lambda value, *operands, function: function(*operands), multiple_results=False)
+)
+mlir.register_lowering(_precomputed_p, lambda ctx, value, *operands, function: [value], platform="cpu")
 ad.primitive_jvps[_precomputed_p] = _precomputed_jvp
 batching.primitive_batchers[_precomputed_p] = _precomputed_batch
+
+_saved_p = Primitive("gru_jax_saved")
+_saved_p.def_impl(lambda value: value)
+_saved_p.def_abstract_eval(lambda value: value)
+mlir.register_lowering(_saved_p, mlir.lower_fun(jnp.zeros_like, multiple_results=False))
+mlir.register_lowering(_saved_p, lambda ctx, value: [value], platform="cpu")
+ad.primitive_jvps[_saved_p] = lambda primals, tangents: (
+    _saved_p.bind(*primals),
+    ad.Zero(jax.typeof(primals[0]).to_tangent_aval()),
+)
+batching.primitive_batchers[_saved_p] = lambda args, dims: (_saved_p.bind(*args), dims[0])

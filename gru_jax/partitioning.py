@@ -1,4 +1,4 @@
-"""How calls of the native kernels are shared out among devices: by groups and batch, as their operands are sharded."""
+"""How opaque calls are shared out among devices: by weight batch and batch, as their operands are sharded."""
 
 import contextlib
 import functools
@@ -11,8 +11,9 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gru_jax.axes import SERIES, Axes, field_axes, leaf_axes
 from gru_jax.meshes import mesh_axes
-from gru_jax.recurrence import TIMELESS, WEIGHTS
+from gru_jax.operands import Operands
 
 
 def devices(context: Any) -> int | None:
@@ -41,85 +42,75 @@ def no_mesh() -> contextlib.AbstractContextManager[Any]:
 
 
 def partitioned(
-    call: Callable[..., Any], names: tuple[str, ...], outputs: tuple[str, ...], several: bool
+    call: Callable[..., list[jax.Array]], operands: Any, wrt: tuple[str, ...] | None, results: int
 ) -> Callable[..., Any]:
-    """`call` on each device's share of the groups and the batch; cotangents of weights are summed over devices.
+    """`call` on each device's share of weight batch and batch; cotangents of weights are summed over devices.
 
     Args:
-      call: takes arrays and returns a list of them if `several`, otherwise one.
-      names: of what it takes.
-      outputs: of what it returns; in a gradient, the names of what it is with respect to.
-      several: see `call`.
+      call: takes the arrays of `operands` and returns a list of arrays.
+      operands: a NamedTuple of `gru_jax.operands`, of arrays or types.
+      wrt: of which operands it returns the cotangents; None if it returns what is shaped like the states.
+      results: how many arrays it returns.
     """
+    sources = leaf_axes(operands)
+    outputs = [SERIES] * results if wrt is None else [field_axes(Operands, name) for name in wrt]
+    weight_axes = operands.weight_axes
 
-    def specs(shapes: Any, which: tuple[str, ...], spec: list[Any], groups: int) -> list[PartitionSpec]:
-        return [_spec(name, x.shape, spec, groups) for name, x in zip(which, shapes, strict=True)]
+    def partition(mesh: Any, args: Any, results: Any) -> Any:
+        spec = _shared_spec([*zip(sources, args, strict=True), *zip(outputs, results, strict=True)])
+        summed = tuple(mesh_axes(spec[weight_axes:]))
 
-    def partition(mesh: Any, args: Any, result: Any) -> Any:
-        results = result if several else (result,)
-        groups = args[names.index("recurrent_kernel")].ndim - 2
-        spec = _shared_spec((*zip(names, args, strict=True), *zip(outputs, results, strict=True)), groups)
-        summed = tuple(mesh_axes(spec[groups:]))
-
-        def local(*args: jax.Array) -> Any:
+        def local(*args: jax.Array) -> list[jax.Array]:
             with no_mesh():
                 outs = call(*args)
-                if not several or not summed:
+                if not summed:
                     return outs
-                named = zip(outputs, outs, strict=True)
-                return [jax.lax.psum(x, summed) if name in WEIGHTS else x for name, x in named]
+                return [x if axes.batch else jax.lax.psum(x, summed) for axes, x in zip(outputs, outs, strict=True)]
 
-        placed = [NamedSharding(mesh, s) for s in specs(results, outputs, spec, groups)]
-        taken = tuple(NamedSharding(mesh, s) for s in specs(args, names, spec, groups))
-        return mesh, local, placed if several else placed[0], taken
+        def placed(which: list[Axes], shapes: Any) -> list[NamedSharding]:
+            return [NamedSharding(mesh, _spec(axes, x.shape, spec)) for axes, x in zip(which, shapes, strict=True)]
+
+        return mesh, local, placed(outputs, results), tuple(placed(sources, args))
 
     on_devices = custom_partitioning(lambda *args: call(*args))
-    on_devices.def_partition(partition, sharding_rule=functools.partial(_sharding_rule, names, outputs))
+    on_devices.def_partition(partition, sharding_rule=functools.partial(_sharding_rule, sources, outputs))
     return on_devices
 
 
-def _lead_axes(name: str, ndim: int, groups: int) -> range:
-    """The axes of an operand that are group or batch axes."""
-    if name in WEIGHTS:
-        return range(groups)
-    return range(0 if name in TIMELESS else 1, ndim - 1)
-
-
-def _shared_spec(named: Any, groups: int) -> list[Any]:
-    """How the group and batch axes are sharded, from the first operand or result that says so."""
-    spec: list[Any] = [None] * max(len(_lead_axes(name, x.ndim, groups)) for name, x in named)
-    for name, x in named:
-        for i, axis in enumerate(_lead_axes(name, x.ndim, groups)):
+def _shared_spec(arrays: list[tuple[Axes, Any]]) -> list[Any]:
+    """How weight batch and batch are sharded, from the first operand or result that says so."""
+    spec: list[Any] = [None] * max(len(axes.batch_axes(x.ndim)) for axes, x in arrays)
+    for axes, x in arrays:
+        for i, axis in enumerate(axes.batch_axes(x.ndim)):
             if spec[i] is None and x.shape[axis] > 1 and axis < len(x.sharding.spec):
                 spec[i] = x.sharding.spec[axis]
     return spec
 
 
-def _spec(name: str, shape: tuple[int, ...], spec: list[Any], groups: int) -> PartitionSpec:
+def _spec(axes: Axes, shape: tuple[int, ...], spec: list[Any]) -> PartitionSpec:
     entries = [None] * len(shape)
-    for i, axis in enumerate(_lead_axes(name, len(shape), groups)):
+    for i, axis in enumerate(axes.batch_axes(len(shape))):
         entries[axis] = spec[i] if shape[axis] > 1 else None
     return PartitionSpec(*entries)
 
 
 def _sharding_rule(
-    names: tuple[str, ...], outputs: tuple[str, ...], mesh: Any, operands: Any, results: Any
+    sources: list[Axes], outputs: list[Axes], mesh: Any, operands: Any, results: Any
 ) -> tuple[str, dict[str, Any]]:
-    """Which axes of operands and results go together, for Shardy; all but groups and batch are to be whole."""
-    groups = len(operands[names.index("recurrent_kernel")].shape) - 2
+    """Which axes of operands and results go together, for Shardy; all but weight batch and batch are to be whole."""
     fresh, whole = itertools.count(), []
 
-    def factors(name: str, shape: Any) -> Iterator[str]:
-        lead = _lead_axes(name, len(shape), groups)
+    def factors(axes: Axes, shape: Any) -> Iterator[str]:
+        shared = axes.batch_axes(len(shape))
         for axis, size in enumerate(shape):
-            if axis in lead and size > 1:
-                yield f"b{axis - lead.start}"
+            if axis in shared and size > 1:
+                yield f"b{axis - shared.start}"
             else:
                 whole.append(f"w{next(fresh)}")
                 yield whole[-1]
 
     sides = [
-        ", ".join(" ".join(factors(name, x.shape)) for name, x in zip(which, values, strict=True))
-        for which, values in ((names, operands), (outputs, results))
+        ", ".join(" ".join(factors(axes, x.shape)) for axes, x in zip(which, values, strict=True))
+        for which, values in ((sources, operands), (outputs, results))
     ]
     return " -> ".join(sides), {"need_replication_factors": tuple(whole)}

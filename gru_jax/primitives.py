@@ -1,11 +1,13 @@
 """The recurrences as JAX primitives: their definitions, and their rules for differentiation and transposition.
 
-Of `states` and `linear` every rule is written out. `push` and `pull` are each other's transpose; where what they are
-linearised at moves too, they are differentiated through their definition in `gru_jax.recurrence`, which is made of
-`linear` and of operations that are parallel over time.
+Of `states` and `linear_recurrence` every rule is written out. `states_jvp` and `states_vjp` are each other's transpose;
+with respect to what they are linearised at they are differentiated through their definition in `gru_jax.recurrence`,
+which is made of the linear recurrence and of operations that are parallel over time.
 
-Preactivations that `states` hands to them, "kept_r" and so on, are no more than a saving: a function of their other
+Preactivations that `states` hands to them, the residuals, are no more than a saving: a function of their other
 operands, through which they are differentiated, as if the preactivations were formed again.
+
+What a primitive is applied to is a NamedTuple of `gru_jax.operands`, flattened; its structure is a parameter.
 """
 
 import functools
@@ -17,215 +19,173 @@ import jax.numpy as jnp
 from jax._src import checkify  # there is no public way to give a primitive its error rule
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
-from gru_jax import lowering, meshes, partitioning, recurrence, shapes
+from gru_jax import meshes, partitioning, recurrence, registry, shapes
+from gru_jax.batching import batch
 from gru_jax.cells import GRU
-from gru_jax.linearisation import Linearisation, Preactivations, apply, apply_transposed, preactivation_count
-from gru_jax.recurrence import KEPT, STATES, Operands, select, shifted, unless
-from gru_jax.shapes import named_operands
-
-save_states = jax.checkpoint_policies.save_only_these_names(STATES)
-"""Policy for `jax.checkpoint` around a model: of its GRU layers keep what their gradients need, nothing else.
-
-That is the inputs and the states, and on a CPU, where that is faster, the preactivations, three or four arrays like the
-states (see `gru_jax.settings`). So the recurrence is not run again. (A layer by itself keeps nothing more without the
-policy either.)
-
->>> import gru_jax
->>> params = gru_jax.CUDNN.init(jax.random.key(0), 2, 3)
->>> loss = lambda params, xs: gru_jax.unroll(gru_jax.CUDNN, params, xs)[1].sum()
->>> grads = jax.grad(jax.checkpoint(loss, policy=gru_jax.save_states))(params, jnp.ones((5, 2)))
-"""
+from gru_jax.cells.gru import Preactivations, jac_vector, vector_jac
+from gru_jax.operands import NO_OPERANDS, JvpOperands, LinearOperands, Operands, VjpOperands
+from gru_jax.recurrence import RESIDUALS, STATES, select, shifted, unless
 
 
 def states(operands: Operands, *, cell: GRU, reverse: bool, method: str) -> jax.Array:
     """`recurrence.states` as a primitive. `method` is "auto", "fused" or "native"; see `gru_jax.unroll`."""
-    named = {name: value for name, value in operands._asdict().items() if value is not None}
     params = {"cell": cell, "reverse": reverse, "method": method}
     empty = 0 in (*operands.xs.shape, *operands.h_0.shape)
-    if method == "native" and not empty and (why := lowering.obstacle("gru_states", named, params)):
-        raise ValueError(f'method="native" is not to be had here: {why}')
-    return _bind(_states_p, named, keep=False, followed=False, **params)[0]
+    if method == "native" and not empty:
+        question = registry.Question("gru_states", operands, params, "cpu")
+        if why := registry.named("native").why_not(question):
+            raise ValueError(f'method="native" is not to be had here: {why}')
+    return _bind(states_p, operands, saves_residuals=False, differentiated=False, **params)[0]
 
 
-def _linear(
-    at: Linearisation,
-    kernel: jax.Array,
-    drop: jax.Array | None,
-    s: jax.Array,
-    mask: jax.Array | None,
-    resets: jax.Array | None,
-    *,
-    method: str,
-    reset_after: bool,
-    reverse: bool,
-    transposed: bool,
-) -> jax.Array:
-    operands = {
-        **at._asdict(),
-        "recurrent_kernel": kernel,
-        "drop": drop,
-        "source": s,
-        "mask": mask,
-        "resets": resets,
-    }
-    present = {name: value for name, value in operands.items() if value is not None}
-    return _bind(_linear_p, present, method=method, reset_after=reset_after, reverse=reverse, transposed=transposed)
-
-
-def _operands(named: dict[str, Any], prefix: str = "") -> Operands:
-    return Operands(*(named.get(prefix + name) for name in Operands._fields))
-
-
-def _kept(named: dict[str, Any]) -> Preactivations | None:
-    kept = {name: named.get(KEPT + name) for name in Preactivations._fields}
-    return None if kept["r"] is None else Preactivations(**kept)  # type: ignore[arg-type]
-
-
-def _bind(primitive: Primitive, named: dict[str, Any], **params: Any) -> Any:
-    if lowering.missing is None:
-        partitioning.prepare(*_PRIMITIVES)
+def _bind(primitive: Primitive, operands: Any, **params: Any) -> Any:
+    if registry.needs_devices():
+        partitioning.prepare(*PRIMITIVES)
+    leaves, structure = jax.tree.flatten(operands)
     # Inside shard_map, operands that are equal on all devices must be marked as varying like the others are, so that
     # their gradient is summed over devices.
-    return primitive.bind(*meshes.mark_varying(tuple(named.values())), names=tuple(named), **params)
+    return primitive.bind(*meshes.mark_varying(tuple(leaves)), structure=structure, **params)
 
 
 # --- Definitions ------------------------------------------------------------------------------------------------------
 
 
-def _define_states(
-    *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, keep: bool, followed: bool
+def define_states(
+    o: Operands, *, cell: GRU, reverse: bool, method: str, saves_residuals: bool, differentiated: bool
 ) -> list[jax.Array]:
-    o = _operands(named_operands(args, names))
+    """The states; in place of preactivations that another platform saves, constants, which nothing reads."""
     hs, _ = recurrence.states(o, cell, reverse)
-    # What a CPU keeps for the gradient is no use elsewhere: a constant takes its place, which nothing reads.
-    return [hs, *[jnp.zeros_like(hs)] * (preactivation_count(cell) if keep else 0)]
+    return [hs, *[jnp.zeros_like(hs)] * (shapes.residual_count(cell) if saves_residuals else 0)]
 
 
-def _define_states_on_cpu(
-    *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, keep: bool, followed: bool
-) -> list[jax.Array]:
-    o = _operands(named_operands(args, names))
-    cell = lowering.suited(cell, o.h_0.dtype)
-    return jax.tree.leaves(recurrence.states(o, cell, reverse, keep, hoist=followed or lowering.hoists(o)))
-
-
-def _define_linear(*args: Any, names: tuple[str, ...], method: str, **params: Any) -> jax.Array:
-    return recurrence.linear(*_unpack(named_operands(args, names)), **params)
-
-
-def _define_push(
-    *args: Any, names: tuple[str, ...], cell: GRU, reverse: bool, method: str, reads_kept: bool = False
-) -> jax.Array:
-    o = named_operands(args, names)
-    solve, kept = functools.partial(_linear, method=method), _kept(o) if reads_kept else None
-    return recurrence.push(_operands(o), o["hs"], _operands(o, "d_"), cell, reverse, solve, kept)
-
-
-def _define_pull(
-    *args: Any,
-    names: tuple[str, ...],
-    wrt: tuple[str, ...],
-    cell: GRU,
-    reverse: bool,
-    method: str,
-    reads_kept: bool = False,
-) -> tuple[jax.Array, ...]:
-    o = named_operands(args, names)
-    solve, kept = functools.partial(_linear, method=method), _kept(o) if reads_kept else None
-    return recurrence.pull(_operands(o), o["hs"], o["ct"], wrt, cell, reverse, solve, kept)
-
-
-def _unpack(o: dict[str, Any]) -> tuple[Linearisation, Any, Any, Any, Any, Any]:
-    return (
-        Linearisation(*(o[name] for name in Linearisation._fields)),
-        o["recurrent_kernel"],
-        o.get("drop"),
-        o["source"],
-        o.get("mask"),
-        o.get("resets"),
+def define_states_jvp(operands: JvpOperands, *, cell: GRU, reverse: bool, method: str) -> jax.Array:
+    """The tangent of the states, with preactivations that are formed again."""
+    return define_states_jvp_with_residuals(
+        operands._replace(residuals=None), cell=cell, reverse=reverse, method=method
     )
+
+
+def define_states_jvp_with_residuals(operands: JvpOperands, *, cell: GRU, reverse: bool, method: str) -> jax.Array:
+    """The tangent of the states, with saved preactivations if there are any."""
+    return recurrence.states_jvp(operands, cell, reverse, _solve(method))
+
+
+def define_states_vjp(
+    operands: VjpOperands, *, wrt: tuple[str, ...], cell: GRU, reverse: bool, method: str
+) -> tuple[jax.Array, ...]:
+    """The cotangents of the operands in `wrt`, with preactivations that are formed again."""
+    again = operands._replace(residuals=None)
+    return define_states_vjp_with_residuals(again, wrt=wrt, cell=cell, reverse=reverse, method=method)
+
+
+def define_states_vjp_with_residuals(
+    operands: VjpOperands, *, wrt: tuple[str, ...], cell: GRU, reverse: bool, method: str
+) -> tuple[jax.Array, ...]:
+    """The cotangents of the operands in `wrt`, with saved preactivations if there are any."""
+    return recurrence.states_vjp(operands, wrt, cell, reverse, _solve(method))
+
+
+def define_linear_recurrence(operands: LinearOperands, *, method: str, **params: Any) -> jax.Array:
+    """The linear recurrence, or its transpose."""
+    return recurrence.linear_recurrence(operands, **params)
+
+
+def _solve(method: str) -> recurrence.Solve:
+    return functools.partial(_bind, linear_recurrence_p, method=method)
 
 
 # --- Differentiation --------------------------------------------------------------------------------------------------
 
 
-def _moving(named: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: tangent for name, tangent in named.items() if type(tangent) is not ad.Zero and not name.startswith(KEPT)
-    }
+def _nonzero(tangents: Any) -> dict[int, Any]:
+    """The tangents that are not zero, by place."""
+    return {i: tangent for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero}
+
+
+def _places(structure: Any) -> Any:
+    """The operands' NamedTuple with the place of each among the arguments."""
+    return jax.tree.unflatten(structure, range(structure.num_leaves))
+
+
+def _tangents_of(places: Operands, nonzero: dict[int, Any]) -> Operands:
+    """The tangents of operands that lie at these places, None for zero."""
+    return Operands(*(None if i is None else nonzero.get(i) for i in places))
+
+
+def _jvp_of(define: Callable[..., Any], structure: Any, args: Any, nonzero: dict[int, Any], **params: Any) -> Any:
+    """The tangent of `define`, a function of the operands, as far as it comes from the given tangents."""
+
+    def of_nonzero(*values: Any) -> Any:
+        changed = dict(zip(nonzero, values, strict=True))
+        operands = jax.tree.unflatten(structure, [changed.get(i, x) for i, x in enumerate(args)])
+        return define(operands, **params)
+
+    return jax.jvp(of_nonzero, [args[i] for i in nonzero], list(nonzero.values()))[1]
 
 
 def _states_jvp(
-    args: Any, tangents: Any, *, names: tuple[str, ...], keep: bool, followed: bool, **params: Any
+    args: Any, tangents: Any, *, structure: Any, saves_residuals: bool, differentiated: bool, **params: Any
 ) -> tuple[Any, Any]:
-    """`followed` tells that a derivative is taken, `keep` that the preactivations are handed to it."""
-    named, d = named_operands(args, names), _moving(named_operands(tangents, names))
-    wanted = keep or lowering.keeps(named, params)
-    outs = _states_p.bind(*args, names=names, keep=wanted, followed=True, **params)
-    hs, *kept = (checkpoint_name(x, STATES) for x in outs)
-    at = {**named, "hs": hs, **{KEPT + name: x for name, x in zip(Preactivations._fields, kept, strict=False)}}
-    d_hs = _bind(_push_p, {**at, **{"d_" + name: tangent for name, tangent in d.items()}}, **params)
-    if not keep:
+    """`differentiated` tells that a derivative is taken, `saves_residuals` that it is handed the preactivations."""
+    o = jax.tree.unflatten(structure, args)
+    saves = saves_residuals or registry.saves_residuals("gru_states", o, params)
+    outs = states_p.bind(*args, structure=structure, saves_residuals=saves, differentiated=True, **params)
+    hs, saved = checkpoint_name(outs[0], STATES), [checkpoint_name(x, RESIDUALS) for x in outs[1:]]
+    residuals = Preactivations(*saved, *[None] * (4 - len(saved))) if saves else None
+    d = _tangents_of(_places(structure), _nonzero(tangents))
+    d_hs = _bind(states_jvp_p, JvpOperands(o, hs, residuals, d), **params)
+    if not saves_residuals:
         return [hs], [d_hs]
-    return [hs, *kept], [d_hs, *(ad.Zero(jax.typeof(x).to_tangent_aval()) for x in kept)]
+    return [hs, *saved], [d_hs, *(ad.Zero(jax.typeof(x).to_tangent_aval()) for x in saved)]
 
 
-def _jvp_at(define: Callable[..., Any], named: dict[str, Any], moving: dict[str, Any], **params: Any) -> Any:
-    """The tangent of a definition, as far as it comes from the operands in `moving`."""
-    named = {name: value for name, value in named.items() if not name.startswith(KEPT)}
-
-    def moved(values):
-        replaced = {**named, **values}
-        return define(*replaced.values(), names=tuple(replaced), **params)
-
-    return jax.jvp(moved, ({name: named[name] for name in moving},), (moving,))[1]
-
-
-def _push_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
-    out = _push_p.bind(*args, names=names, **params)
-    named, d = named_operands(args, names), _moving(named_operands(tangents, names))
-    inputs = {name: tangent for name, tangent in d.items() if name.startswith("d_")}
-    rest = {name: tangent for name, tangent in d.items() if name not in inputs}
+def _states_jvp_jvp(args: Any, tangents: Any, *, structure: Any, **params: Any) -> tuple[Any, Any]:
+    out = states_jvp_p.bind(*args, structure=structure, **params)
+    operands, places, nonzero = jax.tree.unflatten(structure, args), _places(structure), _nonzero(tangents)
+    linear, residuals = (set(jax.tree.leaves(part)) for part in (places.tangents, places.residuals))
     terms = []
-    if inputs:
-        at = {name: value for name, value in named.items() if not name.startswith("d_")}
-        terms.append(_bind(_push_p, {**at, **inputs}, **params))
-    if rest:
-        terms.append(_jvp_at(_define_push, named, rest, **params))
+    if linear & nonzero.keys():
+        d = _tangents_of(places.tangents, nonzero)
+        terms.append(_bind(states_jvp_p, operands._replace(tangents=d), **params))
+    if others := {i: t for i, t in nonzero.items() if i not in linear | residuals}:
+        terms.append(_jvp_of(define_states_jvp, structure, args, others, **params))
     return out, sum(terms[1:], start=terms[0])
 
 
-def _pull_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
-    out = _pull_p.bind(*args, names=names, **params)
-    named, d = named_operands(args, names), _moving(named_operands(tangents, names))
-    rest = {name: tangent for name, tangent in d.items() if name != "ct"}
+def _states_vjp_jvp(args: Any, tangents: Any, *, structure: Any, **params: Any) -> tuple[Any, Any]:
+    out = states_vjp_p.bind(*args, structure=structure, **params)
+    operands, places, nonzero = jax.tree.unflatten(structure, args), _places(structure), _nonzero(tangents)
     terms = []
-    if "ct" in d:
-        terms.append(_bind(_pull_p, {**named, "ct": d["ct"]}, **params))
-    if rest:
-        terms.append(_jvp_at(_define_pull, named, rest, **params))
+    if places.cotangent in nonzero:
+        d_ct = nonzero.pop(places.cotangent)
+        terms.append(_bind(states_vjp_p, operands._replace(cotangent=d_ct), **params))
+    residuals = set(jax.tree.leaves(places.residuals))
+    if others := {i: t for i, t in nonzero.items() if i not in residuals}:
+        terms.append(_jvp_of(define_states_vjp, structure, args, others, **params))
     return out, [sum(term[1:], start=term[0]) for term in zip(*terms, strict=True)]
 
 
-def _push_transpose(ct: Any, *args: Any, names: tuple[str, ...], **params: Any) -> list[Any]:
-    named = named_operands(args, names)
-    unknown = {name: x.aval for name, x in named.items() if ad.is_undefined_primal(x)}
+def _states_jvp_transpose(ct: Any, *args: Any, structure: Any, **params: Any) -> list[Any]:
     if type(ct) is ad.Zero:
-        return [ad.Zero(unknown[name]) if name in unknown else None for name in names]
-    at = {name: value for name, value in named.items() if not name.startswith("d_")}
-    wrt = tuple(name.removeprefix("d_") for name in unknown)
-    cotangents = dict(zip(unknown, _bind(_pull_p, {**at, "ct": ct}, wrt=wrt, **params), strict=True))
-    return [_summed(cotangents[name], unknown[name].shape) if name in unknown else None for name in names]
+        return [ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in args]
+    operands, places = jax.tree.unflatten(structure, args), _places(structure).tangents._asdict()
+    wrt = tuple(name for name, i in places.items() if i is not None and ad.is_undefined_primal(args[i]))
+    vjp = VjpOperands(operands.primals, operands.hs, operands.residuals, ct)
+    cotangents: list[Any] = [None] * len(args)
+    for name, cotangent in zip(wrt, _bind(states_vjp_p, vjp, wrt=wrt, **params), strict=True):
+        cotangents[places[name]] = _summed(cotangent, args[places[name]].aval.shape)
+    return cotangents
 
 
-def _pull_transpose(cts: Any, *args: Any, names: tuple[str, ...], wrt: tuple[str, ...], **params: Any) -> list[Any]:
-    named = named_operands(args, names)
-    aval = named.pop("ct").aval
-    d = {"d_" + name: ct for name, ct in zip(wrt, cts, strict=True) if type(ct) is not ad.Zero}
-    ct = _summed(_bind(_push_p, {**named, **d}, **params), aval.shape) if d else ad.Zero(aval)
-    return [ct if name == "ct" else None for name in names]
+def _states_vjp_transpose(cts: Any, *args: Any, structure: Any, wrt: tuple[str, ...], **params: Any) -> list[Any]:
+    operands, place = jax.tree.unflatten(structure, args), _places(structure).cotangent
+    aval = args[place].aval
+    tangents = {name: ct for name, ct in zip(wrt, cts, strict=True) if type(ct) is not ad.Zero}
+    jvp = JvpOperands(operands.primals, operands.hs, operands.residuals, NO_OPERANDS._replace(**tangents))
+    ct = _summed(_bind(states_jvp_p, jvp, **params), aval.shape) if tangents else ad.Zero(aval)
+    return [ct if i == place else None for i in range(len(args))]
 
 
 def _summed(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -234,47 +194,35 @@ def _summed(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return x.sum(axes, keepdims=True) if axes else x
 
 
-def _linear_jvp(args: Any, tangents: Any, *, names: tuple[str, ...], **params: Any) -> tuple[Any, Any]:
-    ys = _linear_p.bind(*args, names=names, **params)
-    named, d = named_operands(args, names), _moving(named_operands(tangents, names))
-    d_s = d.pop("source", None)
-    if d:
-        moved = _moved_source(named, d, ys, **params)
-        d_s = moved if d_s is None else d_s + moved
-    return ys, _bind(_linear_p, {**named, "source": d_s}, **params)
+def _linear_recurrence_jvp(args: Any, tangents: Any, *, structure: Any, **params: Any) -> tuple[Any, Any]:
+    ys = linear_recurrence_p.bind(*args, structure=structure, **params)
+    operands, nonzero = jax.tree.unflatten(structure, args), _nonzero(tangents)
+    d_s = nonzero.pop(_places(structure).source, None)
+    if nonzero:
+        changes = {name: value for name, value in params.items() if name != "method"}
+        tangent_source = _jvp_of(_jac_times, structure, args, nonzero, ys=ys, **changes)
+        d_s = tangent_source if d_s is None else d_s + tangent_source
+    return ys, _bind(linear_recurrence_p, operands._replace(source=d_s), **params)
 
 
-def _moved_source(
-    named: dict[str, Any],
-    moving: dict[str, Any],
-    ys: jax.Array,
-    method: str,
-    reset_after: bool,
-    reverse: bool,
-    transposed: bool,
-) -> jax.Array:
-    """What a change of J adds to the source: J̇_t y_tm1, or transposed, J̇_{t+1}ᵀ λ_{t+1}."""
+def _jac_times(o: LinearOperands, *, ys: jax.Array, reset_after: bool, reverse: bool, transposed: bool) -> jax.Array:
+    """J_t y_tm1 at all steps, or transposed, J_{t+1}ᵀ λ_{t+1}: how the linear recurrence depends on J."""
     zero = jnp.zeros_like(ys[0])
-
-    def changed(moved):
-        at, kernel, drop, _, mask, resets = _unpack({**named, **moved})
-        if transposed:
-            kernel_t = jnp.swapaxes(kernel, -1, -2)
-            pulled = apply_transposed(reset_after, at, kernel_t, drop, select(mask, ys, 0), lead=1)
-            return shifted(unless(resets, select(mask, pulled, 0)), zero, not reverse)
-        y_tm1 = select(mask, unless(resets, shifted(ys, zero, reverse)), 0)
-        return select(mask, apply(reset_after, at, kernel, drop, y_tm1, lead=1), 0)
-
-    return jax.jvp(changed, ({name: named[name] for name in moving},), (moving,))[1]
+    if transposed:
+        kernel_t = jnp.swapaxes(o.recurrent_kernel, -1, -2)
+        adjoint = vector_jac(reset_after, o.jac, kernel_t, o.dropout_mask, select(o.mask, ys, 0), 1)
+        return shifted(unless(o.resets, select(o.mask, adjoint, 0)), zero, not reverse)
+    y_tm1 = select(o.mask, unless(o.resets, shifted(ys, zero, reverse)), 0)
+    return select(o.mask, jac_vector(reset_after, o.jac, o.recurrent_kernel, o.dropout_mask, y_tm1, 1), 0)
 
 
-def _linear_transpose(ct: Any, *args: Any, names: tuple[str, ...], transposed: bool, **params: Any) -> list[Any]:
-    named = named_operands(args, names)
-    aval = named["source"].aval
+def _linear_recurrence_transpose(ct: Any, *args: Any, structure: Any, transposed: bool, **params: Any) -> list[Any]:
+    operands, place = jax.tree.unflatten(structure, args), _places(structure).source
+    aval = args[place].aval
     if type(ct) is not ad.Zero:
-        ct = _bind(_linear_p, {**named, "source": ct}, transposed=not transposed, **params)
-        ct = _summed(ct, aval.shape)
-    return [ct if name == "source" else None for name in names]
+        operands = operands._replace(source=ct)
+        ct = _summed(_bind(linear_recurrence_p, operands, transposed=not transposed, **params), aval.shape)
+    return [ct if i == place else None for i in range(len(args))]
 
 
 # --- Registration -----------------------------------------------------------------------------------------------------
@@ -286,64 +234,40 @@ class _Recurrence(Primitive):
         return f'{self.name} (of gru_jax, where method="scan" is for tools that know JAX\'s own primitives alone)'
 
 
-def _evaluate(primitive: Primitive, define: Callable[..., Any], *args: Any, **params: Any) -> Any:
+def _evaluate(primitive: Primitive, define: Callable[..., Any], *args: Any, structure: Any, **params: Any) -> Any:
     """Within `jax.jit` the primitive itself; its definition where JAX has none: by `disable_jit`, or after a NaN."""
-    return (primitive.bind if isinstance(args[0], jax.core.Tracer) else define)(*args, **params)
+    if isinstance(args[0], jax.core.Tracer):
+        return primitive.bind(*args, structure=structure, **params)
+    return define(jax.tree.unflatten(structure, args), **params)
 
 
 def _primitive(
-    name: str,
-    define: Callable[..., Any],
-    avals: Callable[..., Any],
-    static: tuple[str, ...],
-    several: bool = False,
-    on_cpu: Callable[..., Any] | None = None,
+    name: str, define: Callable[..., Any], avals: Callable[..., Any], static: tuple[str, ...], several: bool = False
 ) -> Primitive:
     primitive = _Recurrence(name)
     primitive.multiple_results = several
-    primitive.def_impl(jax.jit(functools.partial(_evaluate, primitive, define), static_argnames=("names", *static)))
+    evaluate = functools.partial(_evaluate, primitive, define)
+    primitive.def_impl(jax.jit(evaluate, static_argnames=("structure", "method", "reverse", *static)))
     primitive.def_abstract_eval(avals)
-    batching.primitive_batchers[primitive] = functools.partial(shapes.batch, primitive)
+    batching.primitive_batchers[primitive] = functools.partial(batch, primitive)
     checkify.error_checks[primitive] = functools.partial(checkify.nan_error_check, primitive)
-    portable = mlir.lower_fun(define, multiple_results=several)
-    mlir.register_lowering(primitive, portable)
-    loops = mlir.lower_fun(on_cpu or define, multiple_results=several)
-    mlir.register_lowering(primitive, lowering.rule(name, portable, loops), platform="cpu")
+    registry.install(primitive)
     return primitive
 
 
-_COMMON = ("cell", "reverse", "method")
-_states_p = _primitive(
-    "gru_states",
-    _define_states,
-    shapes.states_avals,
-    (*_COMMON, "keep", "followed"),
-    several=True,
-    on_cpu=_define_states_on_cpu,
+states_p = _primitive(
+    "gru_states", define_states, shapes.states_avals, ("cell", "saves_residuals", "differentiated"), several=True
 )
-_push_p = _primitive(
-    "gru_push",
-    _define_push,
-    shapes.like_states,
-    _COMMON,
-    on_cpu=functools.partial(_define_push, reads_kept=True),
+states_jvp_p = _primitive("gru_states_jvp", define_states_jvp, shapes.states_jvp_aval, ("cell",))
+states_vjp_p = _primitive("gru_states_vjp", define_states_vjp, shapes.states_vjp_avals, ("cell", "wrt"), several=True)
+linear_recurrence_p = _primitive(
+    "gru_linear_recurrence", define_linear_recurrence, shapes.linear_recurrence_aval, ("reset_after", "transposed")
 )
-_pull_p = _primitive(
-    "gru_pull",
-    _define_pull,
-    shapes.pull_avals,
-    ("wrt", *_COMMON),
-    several=True,
-    on_cpu=functools.partial(_define_pull, reads_kept=True),
-)
-_linear_p = _primitive(
-    "gru_linear", _define_linear, shapes.like_states, ("method", "reset_after", "reverse", "transposed")
-)
-_PRIMITIVES = (_states_p, _push_p, _pull_p, _linear_p)
-ad.primitive_jvps[_states_p] = _states_jvp
-ad.primitive_jvps[_push_p] = _push_jvp
-ad.primitive_jvps[_pull_p] = _pull_jvp
-ad.primitive_jvps[_linear_p] = _linear_jvp
-ad.primitive_transposes[_push_p] = _push_transpose
-ad.primitive_transposes[_pull_p] = _pull_transpose
-ad.primitive_transposes[_linear_p] = _linear_transpose
+PRIMITIVES = (states_p, states_jvp_p, states_vjp_p, linear_recurrence_p)
+ad.primitive_jvps[states_p] = _states_jvp
+ad.primitive_jvps[states_jvp_p] = _states_jvp_jvp
+ad.primitive_jvps[states_vjp_p] = _states_vjp_jvp
+ad.primitive_jvps[linear_recurrence_p] = _linear_recurrence_jvp
+ad.primitive_transposes[states_jvp_p] = _states_jvp_transpose
+ad.primitive_transposes[states_vjp_p] = _states_vjp_transpose
+ad.primitive_transposes[linear_recurrence_p] = _linear_recurrence_transpose

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gru_jax import checks, engine, initializers, meshes, policy, primitives
+from gru_jax import checks, initializers, meshes, primitives, registry
 from gru_jax.cells import GRU, Cell, PackedCell, State, base
-from gru_jax.recurrence import Operands
+from gru_jax.operands import Operands
 from gru_jax.zoneout import NO_ZONEOUT, LeafZoneout, Zoneout, check_zoneout, zone_out
 
 
@@ -54,9 +54,10 @@ def unroll(
         the input projection and most of the gradient, outside of the loop, in XLA. "native" is the same in C++ kernels,
         in float32 on a CPU. "auto" is native if it is available, otherwise fused; `gru_jax.lowerings` tells which.
         Other cells than the GRU have the methods `cell.methods`: "scan", "fused", and a minGRU also "parallel", an
-        associative scan. For them "auto" is the faster of "scan" and "fused" (`gru_jax.policy`), or what a minGRU says.
-        With "fused" a gradient keeps only inputs and states, and, where that is faster on a CPU, products of the state
-        with weights. The cell's step must be differentiable by `jax.jvp`.
+        associative scan. For them "auto" is what is faster on the platform that is lowered for (`gru_jax.policy`).
+        With "fused" a gradient saves only inputs and states, and, where that is faster on a CPU, products of the state
+        with weights. If the two halves of a vjp are compiled apart, the default backend decides what is saved. The
+        cell's step must be differentiable by `jax.jvp`.
       recurrent_dropout_mask: (*batch, features), a constant by which the state is multiplied where it enters the
         recurrent products (Gal & Ghahramani, NeurIPS 2016). For cells whose `step` takes it, like the GRU's.
       zoneout: the rate in [0, 1) at which a unit keeps its old value, whatever the cell computes (Krueger et al.,
@@ -151,12 +152,9 @@ def run(
     reset_state = None if resets is None else reset_state
     if isinstance(cell, GRU) and method != "scan" and zoneout == NO_ZONEOUT:
         h_T, hs = _gru(cell, params, xs, h_0, dropout_mask, mask, resets, reset_state, reverse, method)
-    elif method == "parallel":
-        h_T, hs = _parallel(cell, params, xs, h_0, mask, resets, reset_state, reverse)
     else:
-        runs = {"scan": _scan, "fused": _fused, "auto": _auto}
         constants, sequences = (params, reset_state, dropout_mask), (xs, mask, resets, zoneout_masks)
-        h_T, hs = runs[method](MaskedStep(cell, rates), reverse, constants, h_0, sequences)
+        h_T, hs = registry.run_cell(MaskedStep(cell, rates), reverse, method, constants, h_0, sequences)
     outputs = hs if mask is None else jnp.where(mask, hs, 0)
     return h_T, outputs.astype(dtype)
 
@@ -193,48 +191,6 @@ class MaskedStep:
         where_unmasked = functools.partial(jax.tree.map, functools.partial(jnp.where, mask))
         before = where_unmasked(state, zero)
         return where_unmasked(zone_out(zoneout, before, step(params, before, x_t, **options)), state)
-
-
-def _scan(step: MaskedStep, reverse: bool, constants: Any, h_0: State, sequences: Any) -> tuple[State, jax.Array]:
-    """Last state and outputs, step by step: nothing but the cell's step under `lax.scan`."""
-
-    def body(h_tm1: State, inputs: Any) -> tuple[State, jax.Array]:
-        h_t = step(constants, h_tm1, inputs)
-        return h_t, step.cell.output(h_t)
-
-    return jax.lax.scan(body, h_0, sequences, reverse=reverse)
-
-
-# Compiled, so that eager calls compile it once for every cell.
-_states = jax.jit(engine.states, static_argnums=(0, 1, 2))
-
-
-def _fused(step: MaskedStep, reverse: bool, constants: Any, h_0: State, sequences: Any) -> tuple[State, jax.Array]:
-    """Last state and outputs, by the two recurrences of `gru_jax.engine`."""
-    save = policy.saves_products(constants[0], sequences[0].shape[1:-1])
-    hs = _states(step, reverse, save, constants, h_0, sequences)
-    return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], hs), jax.vmap(step.cell.output)(hs)
-
-
-def _auto(step: MaskedStep, reverse: bool, constants: Any, h_0: State, sequences: Any) -> tuple[State, jax.Array]:
-    """Last state and outputs, by the faster of the two."""
-    run_by = _scan if policy.scans(constants[0], sequences[0].shape[1:-1]) else _fused
-    return run_by(step, reverse, constants, h_0, sequences)
-
-
-def _parallel(
-    cell: Any,
-    params: Any,
-    xs: jax.Array,
-    h_0: jax.Array,
-    mask: jax.Array | None,
-    resets: jax.Array | None,
-    reset_state: jax.Array | None,
-    reverse: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Last state and outputs, by the cell's own scan over all steps at once."""
-    hs = cell.parallel(params, xs, h_0, mask, resets, reset_state, reverse)
-    return hs[0 if reverse else -1], hs
 
 
 def _gru(
@@ -280,11 +236,13 @@ def apply_lengths(
 def _method(cell: Cell, method: str, zoneout: bool) -> str:
     """What "auto" stands for. Only methods that run the cell's own step have zoneout."""
     chosen = cell.methods[0] if method == "auto" else method
-    if not zoneout or chosen in ("auto", "scan", "fused"):
-        return chosen
-    if method != "auto":
-        raise ValueError(f"method={method!r} has no zoneout: it does not run the cell's step; take 'fused' or 'scan'")
-    return "fused"
+    if zoneout and chosen not in ("auto", "scan", "fused"):
+        if method != "auto":
+            raise ValueError(
+                f"method={method!r} has no zoneout: it does not run the cell's step; take 'fused' or 'scan'"
+            )
+        return "fused"
+    return chosen
 
 
 def _dropout_mask(cell: Cell, mask: Any, zero: State) -> jax.Array | None:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 import gru_jax
-from gru_jax import lowering
+from gru_jax.lowerings.native import native_import_error
 
-native_is_installed = lowering.missing is None
+native_is_installed = native_import_error is None
 
 CELLS = {"cudnn": gru_jax.CUDNN, "cho2014": gru_jax.CHO2014, "goodfellow": gru_jax.GOODFELLOW}
 

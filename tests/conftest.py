@@ -10,13 +10,14 @@ import jax
 import pytest
 
 import gru_jax
-from gru_jax import lowering
+from gru_jax import policy
+from gru_jax.lowerings.native import native_import_error
 
 # Both must be set before JAX makes an array, and test modules make some when they are imported.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 
-if lowering.missing:  # the tests run without them too, and need not be told
+if native_import_error:  # the tests run without them too, and need not be told
     gru_jax.config.native = False
 
 
@@ -30,8 +31,8 @@ def keep(monkeypatch):
     """A function that says whether gradients keep the preactivations, however many there are, and weights."""
 
     def say(kept):
-        monkeypatch.setattr(lowering, "KEPT_FROM", 0 if kept else float("inf"))
-        monkeypatch.setattr(lowering, "KEPT_UP_TO", 0)
+        monkeypatch.setattr(policy, "SAVED_PREACTIVATIONS_MIN_WEIGHTS", 0 if kept else float("inf"))
+        monkeypatch.setattr(policy, "SAVED_PREACTIVATIONS_MAX_ELEMENTS", 0)
 
     return say
 

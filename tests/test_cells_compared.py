@@ -304,7 +304,7 @@ def test_parallel_is_exact_where_gates_saturate_and_candidates_vanish():
 
 
 def test_minimal_gru_without_method_runs_by_platform():
-    assert set(MinGRU().methods) == {"scan", "parallel", "fused"}
+    assert set(MinGRU().methods) == {"auto", "scan", "parallel", "fused"}
     params, xs, h_0 = problem(CASES["mingru"])
     loops = {
         method: "scan" in str(jax.make_jaxpr(lambda m=method: gru_jax.unroll(MinGRU(), params, xs, h_0, method=m))())

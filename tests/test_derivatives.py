@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gru_jax.cells import affine
+from gru_jax import policy
 from tests.cases import CELLS, OPTIONS, ORACLE, STEPS, problem, unroll
 from tests.derivatives import (
     AXES,
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.optimized
 @pytest.fixture(autouse=True)
 def many_rows(monkeypatch):
     """A product of each gate projects the inputs, as where there are more; for few rows it is one product of all."""
-    monkeypatch.setattr(affine, "FEW_ROWS", 0)
+    monkeypatch.setattr(policy, "ONE_PROJECTION_MAX_ROWS", 0)
 
 
 RESETS = {name: CELLS[name] for name in ("cudnn", "cho2014")}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import gru_jax
-from gru_jax import lowering
+from gru_jax import policy
 from tests.cases import CELLS, FEATURES, IN_FEATURES, native_is_installed
 
 pytestmark = pytest.mark.optimized
@@ -36,7 +36,7 @@ def while_loops(loss, args):
 def recurrences(loss, args):
     """How often the program of a gradient runs the states, and their transpose."""
     program = str(jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(*args))
-    return program.count("gru_states["), program.count("gru_pull[")
+    return program.count("gru_states["), program.count("gru_states_vjp[")
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -50,13 +50,13 @@ def test_gradient_keeps_inputs_and_states_alone(cell):
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradient_keeps_the_preactivations_of_many_weights(cell, monkeypatch):
     loss, args = loss_and_args(CELLS[cell])
-    monkeypatch.setattr(lowering, "KEPT_FROM", 3 * FEATURES * (IN_FEATURES + FEATURES) - 1)
+    monkeypatch.setattr(policy, "SAVED_PREACTIVATIONS_MIN_WEIGHTS", 3 * FEATURES * (IN_FEATURES + FEATURES) - 1)
     kept = [IN_FEATURES, *[FEATURES] * (5 if CELLS[cell].reset_after else 4)]
     assert kept_per_step(loss, args) == kept
     assert kept_per_step(jax.checkpoint(loss, policy=gru_jax.save_states), args) == kept
-    monkeypatch.setattr(lowering, "KEPT_FROM", 3 * FEATURES * (IN_FEATURES + FEATURES))
+    monkeypatch.setattr(policy, "SAVED_PREACTIVATIONS_MIN_WEIGHTS", 3 * FEATURES * (IN_FEATURES + FEATURES))
     assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
-    monkeypatch.setattr(lowering, "KEPT_FROM", 0)
+    monkeypatch.setattr(policy, "SAVED_PREACTIVATIONS_MIN_WEIGHTS", 0)
     with monkeypatch.context() as context:
         context.setattr(gru_jax.config, "keep_residuals", False)
         assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
@@ -88,13 +88,13 @@ def test_a_kernel_keeps_few_preactivations_of_few_weights(cell, monkeypatch):
     loss, args = loss_and_args(cell, "auto")
     args = jax.tree.map(lambda x: x.astype(jnp.float32), args)
     kept = [IN_FEATURES, *[FEATURES] * (many + 1)]
-    monkeypatch.setattr(lowering, "KEPT_UP_TO", many * STEPS * BATCH * FEATURES)
+    monkeypatch.setattr(policy, "SAVED_PREACTIVATIONS_MAX_ELEMENTS", many * STEPS * BATCH * FEATURES)
     assert kept_per_step(loss, args) == kept
     assert kept_per_step(loss_and_args(cell, "fused")[0], args) == [IN_FEATURES, FEATURES]
     with monkeypatch.context() as context:
         context.setattr(gru_jax.config, "keep_residuals", False)
         assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
-    monkeypatch.setattr(lowering, "KEPT_UP_TO", many * STEPS * BATCH * FEATURES - 1)
+    monkeypatch.setattr(policy, "SAVED_PREACTIVATIONS_MAX_ELEMENTS", many * STEPS * BATCH * FEATURES - 1)
     assert kept_per_step(loss, args) == [IN_FEATURES, FEATURES]
 
 

@@ -10,8 +10,7 @@ import pytest
 from absl.testing import parameterized
 
 import gru_jax
-from gru_jax import gates, lowering
-from gru_jax.cells import affine
+from gru_jax import gates, policy
 from tests import oracle
 from tests.cases import BATCH, CELLS, FEATURES, IN_FEATURES, OPTIONS, STEPS, flags, native_is_installed, problem, unroll
 
@@ -77,8 +76,8 @@ def test_methods_agree_with_the_numpy_loop(cell, options, dtype):
 )
 def test_inputs_are_projected_within_the_loop_if_they_are_many(cell, options, few, products, monkeypatch):
     """On a CPU, where no gradient is taken; and of an ensemble of weights, too. Few rows are projected at once."""
-    monkeypatch.setattr(lowering, "HOISTED", 0)
-    monkeypatch.setattr(affine, "FEW_ROWS", few)
+    monkeypatch.setattr(policy, "HOISTED_PROJECTION_MAX_ELEMENTS", 0)
+    monkeypatch.setattr(policy, "ONE_PROJECTION_MAX_ROWS", few)
     cell = CELLS[cell]
     p = problem(cell, OPTIONS[options])
 

@@ -7,15 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gru_jax import policy
+
 # The projected input: one array (..., H) for each gate. Arrays of their own rather than one packed, because XLA on CPU
 # does not vectorise gate arithmetic over slices of a packed array inside a loop.
 Projected = tuple[jax.Array, ...]
-
-
-FEW_ROWS = 64
-"""Up to this number of rows of x, and for one step, x W is one product, which is split. A product for each gate would
-first copy its part of W. One product is 1.2 to 2.5 times as fast for D = H = 64 to 512 and up to 64 rows, and 0.9 to
-1.2 times for 256 (2 cores, AVX2)."""
 
 
 def split(packed: jax.Array, parts: int = 3) -> list[jax.Array]:
@@ -40,7 +36,8 @@ def project(
       An array (*time, *group, *batch, H) for each gate.
     """
     rows = math.prod(x.shape[:-1])
-    if time_axes == 0 or (isinstance(rows, int) and rows <= FEW_ROWS):  # no int in an export for any size
+    # The number of rows is no int in an export for any size.
+    if time_axes == 0 or (isinstance(rows, int) and rows <= policy.ONE_PROJECTION_MAX_ROWS):
         projected = split(product(x, kernel, time_axes, dtype), parts)
     else:
         projected = [product(x, kernel_g, time_axes, dtype) for kernel_g in split(kernel, parts)]

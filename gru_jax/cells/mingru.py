@@ -64,7 +64,7 @@ class MinGRU(PackedCell[MinGRUParams]):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return ("scan", "parallel", "fused") if jax.default_backend() == "cpu" else ("parallel", "scan", "fused")
+        return ("auto", "scan", "parallel", "fused")
 
     def layout(self, in_features: int, features: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         layout = super().layout(in_features, features)

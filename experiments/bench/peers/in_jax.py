@@ -13,7 +13,7 @@ import numpy as np
 
 import gru_jax
 from experiments.bench.peers.base import Pass, Problem, Program, UnavailableError, reorder
-from gru_jax import lowering
+from gru_jax.lowerings.native import native_import_error
 
 Run = Callable[[Any, jax.Array], jax.Array]
 """(params, xs) to hs."""
@@ -28,7 +28,7 @@ def gru_jax_method(method: str, problem: Problem) -> Program:
 
 def load_native() -> None:
     """Refuses where there are no kernels."""
-    if reason := lowering.missing or (not gru_jax.config.native and "gru_jax.config.native is False"):
+    if reason := native_import_error or (not gru_jax.config.native and "gru_jax.config.native is False"):
         raise UnavailableError(reason)
 
 
