@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gru_jax import activations, policy, unbuilt
+from gru_jax import activations, gates, policy, unbuilt
 from gru_jax.axes import batch_shape, field_axes
 from gru_jax.cells import GRU
 from gru_jax.cells.gru import Preactivations
@@ -30,7 +30,7 @@ except ImportError as error:
     native_import_error = unbuilt.why(error)
 
 
-CANDIDATES = {activations.TANH: "tanh", activations.SIGMOID: "sigmoid"}
+CANDIDATES: dict[gates.Activation, str] = {activations.TANH: "tanh", activations.SIGMOID: "sigmoid"}
 """The activations of a candidate that the kernels have, and what they call them; the gates' is sigmoid."""
 
 
