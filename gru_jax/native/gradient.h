@@ -21,7 +21,7 @@ struct Rows {
   Span own;
   const float* inputs[kChunk];
   const float* states[kChunk];
-  const float* resets[kChunk];
+  float* resets[kChunk];
   const float* h_tm1[kChunk];
   bool keep[kChunk];
 };
@@ -52,7 +52,7 @@ struct Linearise {
     int64_t column = block * kLanes;
     Gate r = gate_of(a_r), z = gate_of(a_z);
     V h_in = load(rows->states[m] + column, H - column);
-    store((float*)rows->resets[m] + column, r.value * h_in, H - column);
+    store(rows->resets[m] + column, r.value * h_in, H - column);
     keep_slots(m, block, r.value, h_in * r.slope, z.slope, z.rest, z.value);
   }
 
@@ -80,33 +80,18 @@ struct LineariseAfter : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
     V acc[R][P][3], x_n[R][P];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 3
-        for (int g = 0; g < 3; ++g) acc[r][p][g] = load(bias + g * width + (block + p) * kLanes);
-      }
-    }
+    unrolled<R, P, 3>([&](int r, int p, int g) INLINE_LAMBDA { acc[r][p][g] = load(bias + g * width + (block + p) * kLanes); });
     multiply<R, P, 3>(rows->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        x_n[r][p] = acc[r][p][2];
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      x_n[r][p] = acc[r][p][2];
         acc[r][p][2] = load(recurrent_bias + (block + p) * kLanes);
-      }
-    }
+    });
     multiply<R, P, 3>(rows->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        Gate r = gate_of(acc[i][p][0]);
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
+      Gate r = gate_of(acc[i][p][0]);
         V q = acc[i][p][2];
         after<Activation>(m + i, block + p, r, acc[i][p][1], x_n[i][p] + r.value * q, q);
-      }
-    }
+    });
   }
 };
 
@@ -115,21 +100,10 @@ struct LineariseBeforeGates : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
     V acc[R][P][2];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 2
-        for (int g = 0; g < 2; ++g) acc[r][p][g] = load(bias + g * width + (block + p) * kLanes);
-      }
-    }
+    unrolled<R, P, 2>([&](int r, int p, int g) INLINE_LAMBDA { acc[r][p][g] = load(bias + g * width + (block + p) * kLanes); });
     multiply<R, P, 2>(rows->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
     multiply<R, P, 2>(rows->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) before(m + i, block + p, acc[i][p][0], acc[i][p][1]);
-    }
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA { before(m + i, block + p, acc[i][p][0], acc[i][p][1]); });
   }
 };
 
@@ -139,18 +113,10 @@ struct LineariseBeforeCandidate : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
     V acc[R][P][1];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[r][p][0] = load(bias + 2 * width + (block + p) * kLanes);
-    }
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { acc[r][p][0] = load(bias + 2 * width + (block + p) * kLanes); });
     multiply<R, P, 1>(rows->inputs + m, D, column_of(kernel + 2 * packed_matrix(D, H), block, D), block_size(D), 0, acc);
     multiply<R, P, 1>(rows->resets + m, H, column_of(recurrent + 2 * packed_matrix(H, H), block, H), block_size(H), 0, acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) complete<Activation>(m + i, block + p, acc[i][p][0]);
-    }
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA { complete<Activation>(m + i, block + p, acc[i][p][0]); });
   }
 };
 

@@ -31,16 +31,12 @@ struct ApplyAfter : Apply {
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][3] = {};
     multiply<R, P, 3>(y_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t m = row + i, j = block + p;
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
+      int64_t m = row + i, j = block + p;
         V y = source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_r, m, j) * acc[i][p][0] +
               at(c_z, m, j) * acc[i][p][1] + at(a_n, m, j) * (at(r, m, j) * acc[i][p][2]);
         store(y_t + m * H + j * kLanes, y, H - j * kLanes);
-      }
-    }
+    });
   }
 };
 
@@ -49,15 +45,11 @@ struct ApplyBeforeGates : Apply {
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][2] = {};
     multiply<R, P, 2>(y_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t m = row + i, j = block + p, to = m * width + j * kLanes;
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
+      int64_t m = row + i, j = block + p, to = m * width + j * kLanes;
         store(through + to, at(c_r, m, j) * acc[i][p][0] + at(r, m, j) * at(y_in, m, j));
         store(kept + to, source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_z, m, j) * acc[i][p][1]);
-      }
-    }
+    });
   }
 };
 
@@ -66,15 +58,11 @@ struct ApplyBeforeCandidate : Apply {
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1] = {};
     multiply<R, P, 1>(through_rows + row, H, recurrent + 2 * gate + block * block_size(H), block_size(H), 0, acc);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t m = row + i, j = block + p;
+    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
+      int64_t m = row + i, j = block + p;
         V y = load(kept + m * width + j * kLanes) + at(a_n, m, j) * acc[i][p][0];
         store(y_t + m * H + j * kLanes, y, H - j * kLanes);
-      }
-    }
+    });
   }
 };
 

@@ -73,24 +73,14 @@ INLINE void multiply(const float* const* a, int64_t K, const Matrix& matrix, V (
   const float* b = matrix.data;
   const int64_t block = matrix.block, gate = matrix.gate;
   const float* row[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) row[r] = a[r];
+  unrolled<R>([&](int r) INLINE_LAMBDA { row[r] = a[r]; });
   for (int64_t k = 0; k < K; ++k, b += matrix.row) {
     V w[P][G];
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) w[p][g] = load(b + p * block + g * gate);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+    unrolled<P, G>([&](int p, int g) INLINE_LAMBDA { w[p][g] = load(b + p * block + g * gate); });
+    unrolled<R>([&](int r) INLINE_LAMBDA {
       V x = all(row[r][k]);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) acc[r][p][g] += x * w[p][g];
-      }
-    }
+      unrolled<P, G>([&](int p, int g) INLINE_LAMBDA { acc[r][p][g] += x * w[p][g]; });
+    });
   }
 }
 
@@ -175,20 +165,12 @@ struct Plain {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[r][p][0] = init ? load(init + (block + p) * kLanes) : V{};
-    }
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { acc[r][p][0] = init ? load(init + (block + p) * kLanes) : V{}; });
     multiply<R, P, 1>(a + row, K, from_block(b, block), acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t column = (block + p) * kLanes;
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      int64_t column = (block + p) * kLanes;
         store(out[row + r] + column, acc[r][p][0], N - column);
-      }
-    }
+    });
   }
 };
 
@@ -198,27 +180,16 @@ template <int R, int G>
 INLINE void outer_tile(const float* a, int64_t lda, const float* const (&b)[G], int64_t ldb, int64_t M, float* sum,
                        int64_t row, int64_t gate) {
   V acc[R][G];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 3
-    for (int g = 0; g < G; ++g) acc[r][g] = load(sum + r * row + g * gate);
-  }
+  unrolled<R, G>([&](int r, int g) INLINE_LAMBDA { acc[r][g] = load(sum + r * row + g * gate); });
   for (int64_t m = 0; m < M; ++m) {
     V w[G];
-#pragma GCC unroll 3
-    for (int g = 0; g < G; ++g) w[g] = load(b[g] + m * ldb);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+    unrolled<G>([&](int g) INLINE_LAMBDA { w[g] = load(b[g] + m * ldb); });
+    unrolled<R>([&](int r) INLINE_LAMBDA {
       V x = all(a[m * lda + r]);
-#pragma GCC unroll 3
-      for (int g = 0; g < G; ++g) acc[r][g] += x * w[g];
-    }
+      unrolled<G>([&](int g) INLINE_LAMBDA { acc[r][g] += x * w[g]; });
+    });
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 3
-    for (int g = 0; g < G; ++g) store(sum + r * row + g * gate, acc[r][g]);
-  }
+  unrolled<R, G>([&](int r, int g) INLINE_LAMBDA { store(sum + r * row + g * gate, acc[r][g]); });
 }
 
 template <int G, int R = kTall>

@@ -39,11 +39,7 @@ struct PullAfter : Pull {
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1] = {};
     multiply<R, P, 1>(a + row, 3 * width, recurrent + block * block_size(3 * width), block_size(3 * width), 0, acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) finish(row + r, block + p, acc[r][p][0]);
-    }
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { finish(row + r, block + p, acc[r][p][0]); });
   }
 };
 
@@ -53,16 +49,12 @@ struct PullBeforeCandidate : Pull {
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1] = {};
     multiply<R, P, 1>(a + row, width, recurrent + block * block_size(width), block_size(width), 0, acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t column = (block + p) * kLanes;
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      int64_t column = (block + p) * kLanes;
         float* slot = slots + (row + r) * stride + column;
         store(before + (row + r) * width + column, load(slot + kR * width) * acc[r][p][0]);
         store(slot + kCR * width, load(slot + kCR * width) * acc[r][p][0]);
-      }
-    }
+    });
   }
 };
 
@@ -70,18 +62,10 @@ struct PullBeforeGates : Pull {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[r][p][0] = load(before + (row + r) * width + (block + p) * kLanes);
-    }
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { acc[r][p][0] = load(before + (row + r) * width + (block + p) * kLanes); });
     const float* gate_rows = recurrent + packed_matrix(width, H) + block * block_size(2 * width);
     multiply<R, P, 1>(gates + row, 2 * width, gate_rows, block_size(2 * width), 0, acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) finish(row + r, block + p, acc[r][p][0]);
-    }
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { finish(row + r, block + p, acc[r][p][0]); });
   }
 };
 

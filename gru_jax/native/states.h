@@ -14,7 +14,7 @@ struct Step {
   const float* const* h_in;   // (rows) what enters the product with U
   const float* const* h_tm1;  // (rows)
   const uint8_t* keep;        // (rows) or null
-  const float* projected;     // (rows, 3, padded H)
+  float* projected;           // (rows, 3, padded H); z's becomes its preactivation, reset before
   Matrix recurrent;           // U
   const float* bias;          // c, padded
   float* reset;               // (rows, padded H): r ⊙ h_in, for reset before
@@ -25,7 +25,7 @@ struct Step {
   int64_t t;                  // the step of `kept`
   int64_t H, padded_H;
 
-  INLINE_MEMBER const float* x(int64_t row, int64_t block, int g) const {
+  INLINE_MEMBER float* x(int64_t row, int64_t block, int g) const {
     return projected + (row * 3 + g) * padded_H + block * kLanes;
   }
 
@@ -53,21 +53,14 @@ struct ResetAfter : Step {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][3];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        acc[r][p][0] = load(x(row + r, block + p, 0));
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      acc[r][p][0] = load(x(row + r, block + p, 0));
         acc[r][p][1] = load(x(row + r, block + p, 1));
         acc[r][p][2] = load(bias + (block + p) * kLanes);
-      }
-    }
+    });
     multiply<R, P, 3>(h_in + row, H, from_block(recurrent, block), acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        const V a_r = acc[r][p][0], q = acc[r][p][2];
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      const V a_r = acc[r][p][0], q = acc[r][p][2];
         V a_n = load(x(row + r, block + p, 2)) + q / plus_exponential(-a_r);
         if constexpr (kKeep) {
           keep_preactivation(kKeptR, row + r, block + p, a_r);
@@ -76,13 +69,8 @@ struct ResetAfter : Step {
           keep_preactivation(kKeptQ, row + r, block + p, q);
         }
         acc[r][p][2] = a_n;
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) finish<Activation>(row + r, block + p, acc[r][p][1], acc[r][p][2]);
-    }
+    });
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { finish<Activation>(row + r, block + p, acc[r][p][1], acc[r][p][2]); });
   }
 };
 
@@ -92,29 +80,21 @@ struct ResetBeforeGates : Step {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][2];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        acc[r][p][0] = load(x(row + r, block + p, 0));
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      acc[r][p][0] = load(x(row + r, block + p, 0));
         acc[r][p][1] = load(x(row + r, block + p, 1));
-      }
-    }
+    });
     multiply<R, P, 2>(h_in + row, H, from_block(recurrent, block), acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        int64_t column = (block + p) * kLanes;
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      int64_t column = (block + p) * kLanes;
         V h = load(h_in[row + r] + column, H - column);
         store(reset + (row + r) * padded_H + column, h / plus_exponential(-acc[r][p][0]));
-        store((float*)x(row + r, block + p, 1), acc[r][p][1]);
+        store(x(row + r, block + p, 1), acc[r][p][1]);
         if constexpr (kKeep) {
           keep_preactivation(kKeptR, row + r, block + p, acc[r][p][0]);
           keep_preactivation(kKeptZ, row + r, block + p, acc[r][p][1]);
         }
-      }
-    }
+    });
   }
 };
 
@@ -124,22 +104,14 @@ struct ResetBeforeCandidate : Step {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[r][p][0] = load(x(row + r, block + p, 2));
-    }
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { acc[r][p][0] = load(x(row + r, block + p, 2)); });
     Matrix candidate = from_block(recurrent, block);
     candidate.data += 2 * recurrent.gate;
     multiply<R, P, 1>(reset_rows + row, H, candidate, acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        finish<Activation>(row + r, block + p, load(x(row + r, block + p, 1)), acc[r][p][0]);
+    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
+      finish<Activation>(row + r, block + p, load(x(row + r, block + p, 1)), acc[r][p][0]);
         if constexpr (kKeep) keep_preactivation(kKeptN, row + r, block + p, acc[r][p][0]);
-      }
-    }
+    });
   }
 };
 

@@ -15,6 +15,20 @@ typedef float Unaligned __attribute__((vector_size(GRU_VECTOR_BYTES), aligned(4)
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
+// body(i, j, …) for all 0 ≤ i < N and so on; the last index changes first. The loops are unrolled, so that arrays which `body` indexes
+// stay in registers. `body` is an INLINE_LAMBDA.
+template <int N, int... kMore, class Body>
+INLINE void unrolled(const Body& body) {
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    if constexpr (sizeof...(kMore) == 0) {
+      body(i);
+    } else {
+      unrolled<kMore...>([&](auto... more) INLINE_LAMBDA { body(i, more...); });
+    }
+  }
+}
+
 INLINE V load(const float* p) { return *(const Unaligned*)p; }
 INLINE void store(float* p, V v) { *(Unaligned*)p = v; }
 
