@@ -147,13 +147,14 @@ struct PackedGroups {
 };
 
 struct WeightOperands {
-  const float *kernel, *bias, *recurrent, *recurrent_bias;  // null where not given
+  const float *kernel = nullptr, *bias = nullptr, *recurrent = nullptr, *recurrent_bias = nullptr;  // null where not given
 };
 
 PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from, bool reset_after, bool transposed) {
   const int64_t D = axes.D, H = axes.H;
   const bool few_uses = axes.steps * axes.rows <= kFewUses;
-  Weights weights = {D, H, nullptr, nullptr, nullptr, nullptr, reset_after, transposed, few_uses};
+  const Weights weights = {
+      .in_features = D, .features = H, .reset_after = reset_after, .transposed = transposed, .few_uses = few_uses};
   const int64_t size = (call.kernels.packed_size(weights) + 15) / 16 * 16;
   PackedGroups packed = {allocate(size * axes.groups), std::make_unique<Packed[]>(axes.groups)};
   if (!packed.memory) return packed;
@@ -166,7 +167,7 @@ PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from
     group.bias = from.bias ? from.bias + g * 3 * H : nullptr;
     group.recurrent = from.recurrent + g * H * 3 * H;
     group.recurrent_bias = from.recurrent_bias ? from.recurrent_bias + g * H : nullptr;
-    const Share share = {i % members, members, nullptr, nullptr};
+    const Share share = {.member = i % members, .members = members};
     const Packed where = call.kernels.pack(group, packed.memory.get() + g * size, share);
     if (share.member == 0) packed.groups[g] = where;
   });
@@ -201,12 +202,13 @@ ffi::Error each_pass(const Call& call, const Parts& parts, const Pass<Job>& pass
     const Job job = job_of(part);
     const auto slot = [&](int64_t i) { return memory + i % slots * chunk; };
     const int64_t count = call.kernels.chunks(job.in.sizes);
-    const Stages stages = {count,
-                           call.flops / kRate / parts.count(),
-                           step_time(job.in.sizes.rows, job.in.sizes.features),
-                           [&](int64_t i, const Share& share) { pass.ahead(job, i, slot(i), share); },
-                           [&](int64_t i, Share& share) { return pass.walk(job, i, slot(i), memory + slots * chunk, share); },
-                           [&](int64_t i, const Share& share) { pass.behind(job, i, slot(i), share); }};
+    const Stages stages = {
+        .count = count,
+        .duration = call.flops / kRate / parts.count(),
+        .step = step_time(job.in.sizes.rows, job.in.sizes.features),
+        .ahead = [&](int64_t i, const Share& share) { pass.ahead(job, i, slot(i), share); },
+        .walk = [&](int64_t i, Share& share) { return pass.walk(job, i, slot(i), memory + slots * chunk, share); },
+        .behind = [&](int64_t i, const Share& share) { pass.behind(job, i, slot(i), share); }};
     run_stages(stages, part >= alone && (count > 1 || call.flops >= kLong), call.schedule);
   });
 }

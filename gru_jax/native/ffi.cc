@@ -34,11 +34,11 @@ const uint8_t* bytes(const Bool& flags) { return reinterpret_cast<const uint8_t*
 
 // The operands that the states and their gradient share.
 struct Operands {
-  Axes axes;
   F32 xs, h_0, kernel, bias, recurrent, recurrent_bias, drop;
   Bool mask, resets;
   F32 reset_state;
   bool reset_after, reverse;
+  Axes axes = {};
   Candidate candidate = Candidate::kTanh;
   Memory zero = nullptr;  // (H), where there is no reset_state
 
@@ -56,24 +56,36 @@ struct Operands {
   }
 
   WeightOperands weights() const {
-    return {kernel.typed_data(), given(bias), recurrent.typed_data(), given(recurrent_bias)};
+    return {.kernel = kernel.typed_data(),
+            .bias = given(bias),
+            .recurrent = recurrent.typed_data(),
+            .recurrent_bias = given(recurrent_bias)};
+  }
+
+  // Of a part of so many rows.
+  Sizes sizes(int64_t rows) const {
+    return {.steps = axes.steps,
+            .rows = rows,
+            .in_features = axes.D,
+            .features = axes.H,
+            .reset_after = reset_after,
+            .reverse = reverse};
   }
 
   Recurrence part(const Parts& parts, int64_t i, const PackedGroups& packed) const {
     const int64_t g = parts.group(i), first = parts.first(i), row = g * axes.rows + first;
     const int64_t x_groups = xs.dimensions()[1], all_rows = axes.groups * axes.rows;
     const int64_t x_row = (x_groups == 1 ? 0 : g * axes.rows) + first;
-    const Sizes sizes = {axes.steps, parts.size(i), axes.D, axes.H, reset_after, reverse};
-    return {sizes,
-            candidate,
-            {xs.typed_data() + x_row * axes.D, x_groups * axes.rows * axes.D},
-            h_0.typed_data() + row * axes.H,
-            given(reset_state) ? reset_state.typed_data() + row * axes.H : zero.get(),
-            given(reset_state) ? axes.H : 0,
-            given(drop) ? drop.typed_data() + row * axes.H : nullptr,
-            {bytes(mask) ? bytes(mask) + row : nullptr, all_rows},
-            {bytes(resets) ? bytes(resets) + row : nullptr, all_rows},
-            packed.groups[g]};
+    return {.sizes = sizes(parts.size(i)),
+            .candidate = candidate,
+            .xs = {.data = xs.typed_data() + x_row * axes.D, .step = x_groups * axes.rows * axes.D},
+            .h_0 = h_0.typed_data() + row * axes.H,
+            .reset_state = given(reset_state) ? reset_state.typed_data() + row * axes.H : zero.get(),
+            .reset_row = given(reset_state) ? axes.H : 0,
+            .drop = given(drop) ? drop.typed_data() + row * axes.H : nullptr,
+            .mask = {.data = bytes(mask) ? bytes(mask) + row : nullptr, .step = all_rows},
+            .resets = {.data = bytes(resets) ? bytes(resets) + row : nullptr, .step = all_rows},
+            .weights = packed.groups[g]};
   }
 };
 
@@ -86,7 +98,7 @@ Shapes check(Operands& o) {
   Shapes shapes;
   if (!shapes.has_axes("xs", o.xs, 4).has_axes("h_0", o.h_0, 3).fit()) return shapes;
   const auto x = o.xs.dimensions(), h = o.h_0.dimensions();
-  o.axes = {x[0], h[0], h[1], x[3], h[2]};
+  o.axes = {.steps = x[0], .groups = h[0], .rows = h[1], .D = x[3], .H = h[2]};
   const auto [T, G, B, D, H] = o.axes;
   shapes.has("xs", o.xs, {T, x[1] == 1 ? 1 : G, B, D})
       .has("kernel", o.kernel, {G, D, 3 * H})
@@ -124,7 +136,18 @@ bool go_past_caches(std::initializer_list<Result*> kept) {
 ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F32 recurrent, F32 recurrent_bias, F32 drop,
                   Bool mask, Bool resets, F32 reset_state, Result hs, Result kept_r, Result kept_z, Result kept_n, Result kept_q,
                   bool reset_after, bool reverse, std::string_view candidate, int64_t threads) {
-  Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_state, reset_after, reverse};
+  Operands o = {.xs = xs,
+                .h_0 = h_0,
+                .kernel = kernel,
+                .bias = bias,
+                .recurrent = recurrent,
+                .recurrent_bias = recurrent_bias,
+                .drop = drop,
+                .mask = mask,
+                .resets = resets,
+                .reset_state = reset_state,
+                .reset_after = reset_after,
+                .reverse = reverse};
   if (!o.has_candidate(candidate)) return unknown_candidate(candidate);
   Shapes shapes = check(o);
   const Axes& axes = o.axes;
@@ -136,13 +159,18 @@ ffi::Error states(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias, F
   const PackedGroups packed = pack(call, axes, o.weights(), reset_after, false);
   if (!packed.memory) return out_of_memory();
   const Parts parts(axes.groups, axes.rows, rows_for(call, axes, true));
-  const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), axes.D, axes.H, reset_after, reverse};
+  const Sizes largest = o.sizes(std::min(parts.each, axes.rows));
   for (Result* result : {&hs, &kept_r, &kept_z, &kept_n, &kept_q}) prefer_large_pages(*result);
   const bool past_caches = go_past_caches({&kept_r, &kept_z, &kept_n, &kept_q});
   return each_pass<States>(call, parts, call.kernels.states, largest, [&](int64_t i) -> States {
     const int64_t first = (parts.group(i) * axes.rows + parts.first(i)) * axes.H, step = axes.groups * axes.rows * axes.H;
-    const auto series = [&](Result& to) -> MutableSeries { return {given(*to) ? to->typed_data() + first : nullptr, step}; };
-    return {o.part(parts, i, packed), series(hs), {series(kept_r), series(kept_z), series(kept_n), series(kept_q)}, past_caches};
+    const auto series = [&](Result& to) -> MutableSeries {
+      return {.data = given(*to) ? to->typed_data() + first : nullptr, .step = step};
+    };
+    return {.in = o.part(parts, i, packed),
+            .hs = series(hs),
+            .kept = {series(kept_r), series(kept_z), series(kept_n), series(kept_q)},
+            .past_caches = past_caches};
   });
 }
 
@@ -156,8 +184,10 @@ void reduce(const Call& call, const Axes& axes, const Parts& parts, const float*
   };
   call.each(axes.groups * slices, [&](int64_t i) {
     const int64_t g = i / slices, slice = i % slices;
-    const WeightGradients to = {d_kernel->typed_data() + g * D * 3 * H, d_recurrent->typed_data() + g * H * 3 * H,
-                                group(d_bias, g, 3 * H, unused), group(d_recurrent_bias, g, H, unused)};
+    const WeightGradients to = {.kernel = d_kernel->typed_data() + g * D * 3 * H,
+                                .recurrent = d_recurrent->typed_data() + g * H * 3 * H,
+                                .bias = group(d_bias, g, 3 * H, unused),
+                                .recurrent_bias = group(d_recurrent_bias, g, H, unused)};
     call.kernels.reduce(partial + g * count * size, count, D, H, slice * rows / slices, (slice + 1) * rows / slices, to);
   });
 }
@@ -166,7 +196,18 @@ ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias,
                     Bool mask, Bool resets, F32 reset_state, F32 hs, F32 ct, F32 kept_r, F32 kept_z, F32 kept_n, F32 kept_q, Result d_xs,
                     Result d_h_0, Result d_reset_state, Result d_kernel, Result d_bias, Result d_recurrent, Result d_recurrent_bias,
                     bool reset_after, bool reverse, std::string_view candidate, int64_t threads) {
-  Operands o = {{}, xs, h_0, kernel, bias, recurrent, recurrent_bias, drop, mask, resets, reset_state, reset_after, reverse};
+  Operands o = {.xs = xs,
+                .h_0 = h_0,
+                .kernel = kernel,
+                .bias = bias,
+                .recurrent = recurrent,
+                .recurrent_bias = recurrent_bias,
+                .drop = drop,
+                .mask = mask,
+                .resets = resets,
+                .reset_state = reset_state,
+                .reset_after = reset_after,
+                .reverse = reverse};
   if (!o.has_candidate(candidate)) return unknown_candidate(candidate);
   Shapes shapes = check(o);
   const Axes& axes = o.axes;
@@ -188,19 +229,21 @@ ffi::Error gradient(ffi::ThreadPool pool, F32 xs, F32 h_0, F32 kernel, F32 bias,
   const Memory partial = allocate(weights_wanted ? parts.count() * size + 3 * H : 0);
   if (!packed.memory || !partial) return out_of_memory();
   prefer_large_pages(d_xs);
-  const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), D, H, reset_after, reverse};
+  const Sizes largest = o.sizes(std::min(parts.each, axes.rows));
   const ffi::Error error = each_pass<Gradient>(call, parts, call.kernels.gradient, largest, [&](int64_t i) -> Gradient {
     const int64_t row = parts.group(i) * axes.rows + parts.first(i);
     float* d_x = d_xs->element_count() ? d_xs->typed_data() + row * D : nullptr;
-    const auto series = [&](const F32& of) -> Series { return {given(of) ? of.typed_data() + row * H : nullptr, all_rows * H}; };
-    return {o.part(parts, i, packed),
-            series(hs),
-            series(ct),
-            {series(kept_r), series(kept_z), series(kept_n), series(kept_q)},
-            {d_x, all_rows * D},
-            d_h_0->typed_data() + row * H,
-            d_reset_state->element_count() ? d_reset_state->typed_data() + row * H : nullptr,
-            weights_wanted ? partial.get() + i * size : nullptr};
+    const auto series = [&](const F32& of) -> Series {
+      return {.data = given(of) ? of.typed_data() + row * H : nullptr, .step = all_rows * H};
+    };
+    return {.in = o.part(parts, i, packed),
+            .hs = series(hs),
+            .ct = series(ct),
+            .kept = {series(kept_r), series(kept_z), series(kept_n), series(kept_q)},
+            .d_xs = {.data = d_x, .step = all_rows * D},
+            .d_h_0 = d_h_0->typed_data() + row * H,
+            .d_reset_state = d_reset_state->element_count() ? d_reset_state->typed_data() + row * H : nullptr,
+            .d_weights = weights_wanted ? partial.get() + i * size : nullptr};
   });
   if (error.failure() || !weights_wanted) return error;
   reduce(call, axes, parts, partial.get(), d_kernel, d_bias, d_recurrent, d_recurrent_bias,
@@ -214,33 +257,39 @@ ffi::Error linear(ffi::ThreadPool pool, F32 z, F32 r, F32 c_r, F32 c_z, F32 a_n,
   Shapes shapes;
   if (!shapes.has_axes("source", source, 4).has_axes("z", z, 4).fit()) return shapes.error();
   const auto shape = source.dimensions();
-  const Axes axes = {shape[0], shape[1], shape[2], 0, shape[3]};
+  const Axes axes = {.steps = shape[0], .groups = shape[1], .rows = shape[2], .D = 0, .H = shape[3]};
   const int64_t T = axes.steps, G = axes.groups, B = axes.rows, H = axes.H, period = z.dimensions()[2];
-  const F32 coefficients[5] = {z, r, c_r, c_z, a_n};
-  for (const F32& c : coefficients) shapes.has("a coefficient", c, {T, G, period, H});
+  for (const F32& c : {z, r, c_r, c_z, a_n}) shapes.has("a coefficient", c, {T, G, period, H});
   shapes.has("recurrent kernel", recurrent, {G, H, 3 * H}).may_have("drop", drop, {G, B, H}).has("ys", *ys, {T, G, B, H});
   shapes.may_have("mask", mask, {T, G, period}).may_have("resets", resets, {T, G, period});
   if (!shapes.fit()) return shapes.error();
   const Call call(pool, threads, axes.flops());
-  const PackedGroups packed = pack(call, axes, {nullptr, nullptr, recurrent.typed_data(), nullptr}, reset_after, true);
+  const PackedGroups packed = pack(call, axes, {.recurrent = recurrent.typed_data()}, reset_after, true);
   if (!packed.memory) return out_of_memory();
   const Parts parts(axes.groups, axes.rows, rows_for(call, axes, false));
-  const Sizes largest = {axes.steps, std::min(parts.each, axes.rows), 0, H, reset_after, reverse};
+  const auto sizes_of = [&](int64_t rows) -> Sizes {
+    return {.steps = T, .rows = rows, .in_features = 0, .features = H, .reset_after = reset_after, .reverse = reverse};
+  };
+  const Sizes largest = sizes_of(std::min(parts.each, B));
   return each_part(call, parts, call.kernels.linear_scratch(largest), [&](int64_t i, float* scratch) {
-    const int64_t g = parts.group(i), first = parts.first(i), row = g * axes.rows + first;
-    const int64_t step = axes.groups * axes.rows * H;
+    const int64_t g = parts.group(i), first = parts.first(i), row = g * B + first, step = G * B * H;
     const auto flags = [&](const Bool& of) -> Flags {
-      return {bytes(of) ? bytes(of) + g * period : nullptr, axes.groups * period};
+      return {.data = bytes(of) ? bytes(of) + g * period : nullptr, .step = G * period};
     };
-    Linear job = {{axes.steps, parts.size(i), 0, H, reset_after, reverse}, {}, flags(mask), flags(resets), first, period,
-                  nullptr, {}, {}, {}};
-    for (int c = 0; c < 5; ++c) {
-      job.coefficients[c] = {coefficients[c].typed_data() + g * period * H, axes.groups * period * H};
-    }
-    job.drop = given(drop) ? drop.typed_data() + row * H : nullptr;
-    job.source = {source.typed_data() + row * H, step};
-    job.weights = packed.groups[g];
-    job.ys = {ys->typed_data() + row * H, step};
+    const auto coefficient = [&](const F32& of) -> Series {
+      return {.data = of.typed_data() + g * period * H, .step = G * period * H};
+    };
+    const Linear job = {
+        .sizes = sizes_of(parts.size(i)),
+        .coefficients = {coefficient(z), coefficient(r), coefficient(c_r), coefficient(c_z), coefficient(a_n)},
+        .mask = flags(mask),
+        .resets = flags(resets),
+        .first_row = first,
+        .period = period,
+        .drop = given(drop) ? drop.typed_data() + row * H : nullptr,
+        .source = {.data = source.typed_data() + row * H, .step = step},
+        .weights = packed.groups[g],
+        .ys = {.data = ys->typed_data() + row * H, .step = step}};
     call.kernels.linear(job, transposed, scratch);
   });
 }

@@ -174,7 +174,15 @@ template <class Activation>
 static void linearise(const Gradient& pass, const Chunk& chunk, const Rows& rows) {
   const Recurrence& in = pass.in;
   const Packed& w = in.weights;
-  const Linearise job = {&chunk, &rows, w.kernel.data, w.recurrent.data, w.bias, w.recurrent_bias, chunk.D, chunk.H, chunk.width};
+  const Linearise job = {.chunk = &chunk,
+                         .rows = &rows,
+                         .kernel = w.kernel.data,
+                         .recurrent = w.recurrent.data,
+                         .bias = w.bias,
+                         .recurrent_bias = w.recurrent_bias,
+                         .D = chunk.D,
+                         .H = chunk.H,
+                         .width = chunk.width};
   const int64_t blocks = chunk.width / kLanes;
   if (pass.kept[kKeptR].data) {
     linearise_kept<Activation>(pass, job);
@@ -234,8 +242,12 @@ static void input_cotangents(const Gradient& job, const Chunk& chunk, Span rows)
     a[m] = chunk.slots + m * chunk.slots_stride + kCR * chunk.width;
     out[m] = job.d_xs.data + t * job.d_xs.step + m % sizes.rows * chunk.D;
   }
-  Plain product = {a, 3 * chunk.width, packed_gates(job.in.weights.kernel_transposed, 3 * chunk.width, chunk.D), nullptr, out,
-                   chunk.D};
+  const Plain product = {.a = a,
+                         .K = 3 * chunk.width,
+                         .b = packed_gates(job.in.weights.kernel_transposed, 3 * chunk.width, chunk.D),
+                         .init = nullptr,
+                         .out = out,
+                         .N = chunk.D};
   cover<1>(product, rows, blocks_of(chunk.D));
 }
 
@@ -249,8 +261,15 @@ static int64_t gradient_carry_size(const Sizes& sizes) { return 2 * sizes.rows *
 static Chunk chunk_at(const Sizes& sizes, int64_t i, float* memory) {
   const int64_t steps = steps_per_chunk(sizes), end = sizes.steps - i * steps, first = end > steps ? end - steps : 0;
   const int64_t stride = entered_stride(sizes);
-  return {memory, memory + kChunk * stride, stride, slots_stride(sizes.features), sizes.in_features, sizes.features,
-          padded(sizes.features), first, end - first};
+  return {.entered = memory,
+          .slots = memory + kChunk * stride,
+          .entered_stride = stride,
+          .slots_stride = slots_stride(sizes.features),
+          .D = sizes.in_features,
+          .H = sizes.features,
+          .width = padded(sizes.features),
+          .first = first,
+          .steps = end - first};
 }
 
 static void linearise_chunk(const Gradient& job, int64_t i, float* memory, const Share& share) {

@@ -34,10 +34,24 @@ namespace {
 
 extern const Kernels GRU_NAME(kernels_, GRU_ISA);
 const Kernels GRU_NAME(kernels_, GRU_ISA) = {
-    GRU_STRING(GRU_ISA), packed_size, pack_weights,     gradient_size, reduce, chunks,
-    {projected_size, states_carry_size, project, walk_states, leave},
-    {chunk_size, gradient_carry_size, linearise_chunk, walk_back, contract},
-    linear_scratch, linear,
+    .name = GRU_STRING(GRU_ISA),
+    .packed_size = packed_size,
+    .pack = pack_weights,
+    .gradient_size = gradient_size,
+    .reduce = reduce,
+    .chunks = chunks,
+    .states = {.chunk_size = projected_size,
+               .carry_size = states_carry_size,
+               .ahead = project,
+               .walk = walk_states,
+               .behind = leave},
+    .gradient = {.chunk_size = chunk_size,
+                 .carry_size = gradient_carry_size,
+                 .ahead = linearise_chunk,
+                 .walk = walk_back,
+                 .behind = contract},
+    .linear_scratch = linear_scratch,
+    .linear = linear,
 };
 
 }  // namespace gru_jax

@@ -15,13 +15,13 @@ namespace gru_jax {
 
 // An array (T, ..., row, width): `step` is the distance of two steps; rows lie side by side.
 struct Series {
-  const float* data;
-  int64_t step;
+  const float* data = nullptr;
+  int64_t step = 0;
 };
 
 struct MutableSeries {
-  float* data;
-  int64_t step;
+  float* data = nullptr;
+  int64_t step = 0;
 };
 
 // Booleans (T, ..., row); null where there are none.
@@ -40,9 +40,9 @@ struct Matrix {
 // Weights of one group as products read them; see `pack_weights`.
 struct Packed {
   Matrix kernel;                       // W: x to the three gates
-  const float* kernel_transposed;      // Wᵀ: cotangents of the gates to that of x
+  const float* kernel_transposed = nullptr;  // Wᵀ: cotangents of the gates to that of x
   Matrix recurrent;                    // U: h to the three gates
-  const float* recurrent_transposed;   // Uᵀ
+  const float* recurrent_transposed = nullptr;  // Uᵀ
   const float* bias;                   // b (3, padded H)
   const float* recurrent_bias;         // c (padded H)
 };
@@ -101,7 +101,7 @@ struct Linear {
 
 struct Weights {
   int64_t in_features, features;
-  const float *kernel, *recurrent, *bias, *recurrent_bias;  // biases may be null
+  const float *kernel = nullptr, *recurrent = nullptr, *bias = nullptr, *recurrent_bias = nullptr;  // biases may be null
   bool reset_after;
   bool transposed;  // whether the transposed matrices are wanted too
   bool few_uses;    // whether they are used so few times that copying them would not pay
@@ -115,9 +115,9 @@ struct WeightGradients {
 // divide rows over steps and sequences where these do not depend on each other, and columns of the recurrence, of which each step
 // needs all of the step before: so they meet, and see then what the other has written.
 struct Share {
-  int64_t member, members;
-  bool (*meet)(Share&);  // false: what follows is left to the other, alone; `members` may have changed in the one that goes on
-  void* team;
+  int64_t member = 0, members = 1;
+  bool (*meet)(Share&) = nullptr;  // false: what follows is left to the other, alone; `members` may have changed in the one that goes on
+  void* team = nullptr;
 };
 
 // A pass over all steps of a part, in chunks of time, i = 0, 1, … in the direction of the pass. What a chunk needs before the

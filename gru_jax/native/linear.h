@@ -93,22 +93,22 @@ static void linear_forward(const Linear& job, float* scratch) {
       }
       for (int c = 0; c < 5; ++c) coefficients[c][row] = row_of(job.coefficients[c], t, shared, H);
     }
-    const Apply step = {y_in,
-                        y_tm1,
-                        coefficients[0],
-                        coefficients[1],
-                        coefficients[2],
-                        coefficients[3],
-                        coefficients[4],
-                        job.source.data + t * job.source.step,
-                        job.weights.recurrent.data,
-                        through,
-                        through_rows,
-                        kept,
-                        job.ys.data + t * job.ys.step,
-                        H,
-                        width,
-                        packed_matrix(H, H)};
+    const Apply step = {.y_in = y_in,
+                        .y_tm1 = y_tm1,
+                        .z = coefficients[0],
+                        .r = coefficients[1],
+                        .c_r = coefficients[2],
+                        .c_z = coefficients[3],
+                        .a_n = coefficients[4],
+                        .source = job.source.data + t * job.source.step,
+                        .recurrent = job.weights.recurrent.data,
+                        .through = through,
+                        .through_rows = through_rows,
+                        .kept = kept,
+                        .y_t = job.ys.data + t * job.ys.step,
+                        .H = H,
+                        .width = width,
+                        .gate = packed_matrix(H, H)};
     if (sizes.reset_after) {
       cover<3>(ApplyAfter{step}, rows, width / kLanes);
     } else {
@@ -131,7 +131,7 @@ static void linear_transposed(const Linear& job, float* scratch) {
   float* carry = arena.take(rows * width);
   float* before = arena.take(rows * width);
   __builtin_memset(carry, 0, rows * width * sizeof(float));
-  Share alone = {0, 1, nullptr, nullptr};
+  Share alone;
   uint8_t keep[kChunk];
   for (int64_t s = sizes.steps; s-- > 0;) {
     const int64_t t = time_of(sizes, s);

@@ -42,10 +42,15 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "gru_jax._native", "The C++ of the CPU lowering.", 0, methods,
-    nullptr, nullptr, nullptr, nullptr,
-};
+PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,
+                          .m_name = "gru_jax._native",
+                          .m_doc = "The C++ of the CPU lowering.",
+                          .m_size = 0,
+                          .m_methods = methods,
+                          .m_slots = nullptr,
+                          .m_traverse = nullptr,
+                          .m_clear = nullptr,
+                          .m_free = nullptr};
 
 }  // namespace
 }  // namespace gru_jax

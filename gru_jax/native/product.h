@@ -56,7 +56,7 @@ static void pack_transposed(const float* matrix, int64_t ld, int64_t K, int64_t 
 
 // The gates' matrices of K rows, packed one after the other.
 INLINE Matrix packed_gates(const float* packed, int64_t K, int64_t N) {
-  return {packed, kLanes, block_size(K), packed_matrix(K, N)};
+  return {.data = packed, .row = kLanes, .block = block_size(K), .gate = packed_matrix(K, N)};
 }
 
 INLINE Matrix from_block(Matrix matrix, int64_t block) {
@@ -65,7 +65,7 @@ INLINE Matrix from_block(Matrix matrix, int64_t block) {
 }
 
 // The same in their layout in JAX, of N columns each, whole vectors.
-INLINE Matrix gates_in_place(const float* matrix, int64_t N) { return {matrix, 3 * N, kLanes, N}; }
+INLINE Matrix gates_in_place(const float* matrix, int64_t N) { return {.data = matrix, .row = 3 * N, .block = kLanes, .gate = N}; }
 
 // acc[r][p][g] += a[r] · B_g, columns of block p; `matrix.data` is that of the first block.
 template <int R, int P, int G>
@@ -86,7 +86,7 @@ INLINE void multiply(const float* const* a, int64_t K, const Matrix& matrix, V (
 
 template <int R, int P, int G>
 INLINE void multiply(const float* const* a, int64_t K, const float* b, int64_t block, int64_t gate, V (&acc)[R][P][G]) {
-  multiply<R, P, G>(a, K, {b, kLanes, block, gate}, acc);
+  multiply<R, P, G>(a, K, {.data = b, .row = kLanes, .block = block, .gate = gate}, acc);
 }
 
 // Neighbouring blocks that a tile of R rows and G gates spans, so that its sums and one step's weights are in registers. A
@@ -135,7 +135,10 @@ static Order order_of(int64_t rows, Span blocks, int64_t K) {
   constexpr int64_t kFirstLevel = 32 * 1024 / sizeof(float);
   const int64_t most = width_of<G>(rows), stays = kFirstLevel / (G * block_size(K));
   const int64_t width = rows == 1 && stays > 0 ? least(most, stays) : most;
-  return {width, blocks.first, blocks.first + (blocks.count() - 1) / width * width, blocks.end};
+  return {.width = width,
+          .first = blocks.first,
+          .last = blocks.first + (blocks.count() - 1) / width * width,
+          .end = blocks.end};
 }
 
 // One step's product. If every other step goes back, from the last blocks to the first, it finds in the first-level cache those
@@ -150,7 +153,9 @@ static void cover(const Tile& tile, Span rows, const Order& order, bool back) {
 
 template <int G, class Tile>
 static void cover(const Tile& tile, Span rows, Span blocks) {
-  cover<G>(tile, rows, {width_of<G>(rows.count()), blocks.first, blocks.end - 1, blocks.end}, false);
+  const Order order = {
+      .width = width_of<G>(rows.count()), .first = blocks.first, .last = blocks.end - 1, .end = blocks.end};
+  cover<G>(tile, rows, order, false);
 }
 
 // out[m] = init + a[m] · B for all rows m: a plain product, where `init` is a padded row of N or null.

@@ -119,7 +119,16 @@ static bool pull(const Sizes& sizes, const float* source, float* lambda, float* 
       if (lambda) store(lambda + row * H + column, cotangent, H - column);
     }
   }
-  const Pull job = {slots, stride, a, gates, before, carry, drop, recurrent, H, width};
+  const Pull job = {.slots = slots,
+                    .stride = stride,
+                    .a = a,
+                    .gates = gates,
+                    .before = before,
+                    .carry = carry,
+                    .drop = drop,
+                    .recurrent = recurrent,
+                    .H = H,
+                    .width = width};
   if (!meet(share)) return false;
   if (sizes.reset_after) {
     cover<1>(PullAfter{job}, rows, share_of(share, blocks));

@@ -13,8 +13,6 @@
 namespace gru_jax {
 namespace {
 
-constexpr Share kAlone = {0, 1, nullptr, nullptr};
-
 // A thread's share of a chunk; false if the rest is left to the other.
 bool chunk(const Stages& stages, int64_t i, Share& share) {
   stages.ahead(i, share);
@@ -84,7 +82,7 @@ class Line {
   const int64_t count_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  Share alone_ = kAlone;
+  Share alone_;
   bool busy_ = false;  // whether a thread is ahead or behind
   bool stopped_ = false;
   int64_t ahead_ = 0, walked_ = 0, behind_ = 0;
@@ -178,11 +176,11 @@ class Team {
   void lead_all() {
     constexpr double kPause = 1000;  // ns, fifty times as long as a pause
     for (double waited = 0; waited < stages_.duration && !arrived_.load(std::memory_order_relaxed); waited += kPause) pause();
-    Share share = kAlone;
+    Share share;
     int64_t i = 0;
     for (; i < count_ && !joined_at(i); ++i) chunk(stages_, i, share);
     if (i == count_) return;
-    share = {0, 2, meet, this};
+    share = {.member = 0, .members = 2, .meet = meet, .team = this};
     half_.store(are_near(share), std::memory_order_relaxed);
     meet(share);  // one more than kTrials, after which the helper knows
     if (half_.load(std::memory_order_relaxed)) {
@@ -211,7 +209,7 @@ class Team {
     dismiss();
     int64_t i = begin_.load(std::memory_order_acquire);
     if (i == count_) return;
-    Share share = {1, 2, meet, this};
+    Share share = {.member = 1, .members = 2, .meet = meet, .team = this};
     for (int trial = 0; trial <= kTrials; ++trial) {
       if (!meet(share)) return;
     }
@@ -290,7 +288,7 @@ void run_stages(const Stages& stages, bool helped, const Schedule& schedule) {
       throw;
     }
   }
-  Share alone = kAlone;
+  Share alone;
   for (int64_t i = 0; i < stages.count; ++i) chunk(stages, i, alone);
 }
 

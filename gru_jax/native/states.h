@@ -152,7 +152,8 @@ static void project(const States& job, int64_t i, float* projected, const Share&
     a[m] = row_of(in.xs, time_of(sizes, first + m / sizes.rows), m % sizes.rows, sizes.in_features);
     out[m] = projected + m * width;
   }
-  Plain product = {a, sizes.in_features, in.weights.kernel, in.weights.bias, out, width};
+  const Plain product = {
+      .a = a, .K = sizes.in_features, .b = in.weights.kernel, .init = in.weights.bias, .out = out, .N = width};
   cover<1>(product, own, width / kLanes);
 }
 
@@ -185,20 +186,20 @@ static bool walk_states(const States& job, int64_t i, float* projected, float* c
         h_in[row] = dropped + row * width;
       }
     }
-    const Step step = {h_in,
-                       h_tm1,
-                       flags_at(in.mask, t),
-                       projected + s % chunk * rows * 3 * width,
-                       in.weights.recurrent,
-                       in.weights.recurrent_bias,
-                       reset,
-                       reset_rows,
-                       job.hs.data + t * job.hs.step,
-                       keeps ? job.kept : nullptr,
-                       past_caches,
-                       t,
-                       H,
-                       width};
+    const Step step = {.h_in = h_in,
+                       .h_tm1 = h_tm1,
+                       .keep = flags_at(in.mask, t),
+                       .projected = projected + s % chunk * rows * 3 * width,
+                       .recurrent = in.weights.recurrent,
+                       .bias = in.weights.recurrent_bias,
+                       .reset = reset,
+                       .reset_rows = reset_rows,
+                       .h_t = job.hs.data + t * job.hs.step,
+                       .kept = keeps ? job.kept : nullptr,
+                       .streams = past_caches,
+                       .t = t,
+                       .H = H,
+                       .padded_H = width};
     const int64_t members = share.members;
     mine = take_step(step, sizes.reset_after, rows, order, s % 2, share);
     if (share.members != members) order = own_order();

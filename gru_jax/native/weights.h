@@ -45,11 +45,17 @@ static Packed pack_weights(const Weights& weights, float* memory, const Share& s
   }
   pack_bias(weights.recurrent_bias, H, recurrent_bias, share);
   if (in_place(weights)) {
-    return {gates_in_place(weights.kernel, H), nullptr, gates_in_place(weights.recurrent, H), nullptr, bias, recurrent_bias};
+    return {.kernel = gates_in_place(weights.kernel, H),
+            .recurrent = gates_in_place(weights.recurrent, H),
+            .bias = bias,
+            .recurrent_bias = recurrent_bias};
   }
   float* kernel = arena.take(3 * packed_matrix(D, H));
   float* recurrent = arena.take(3 * packed_matrix(H, H));
-  Packed packed = {packed_gates(kernel, D, H), nullptr, packed_gates(recurrent, H, H), nullptr, bias, recurrent_bias};
+  Packed packed = {.kernel = packed_gates(kernel, D, H),
+                   .recurrent = packed_gates(recurrent, H, H),
+                   .bias = bias,
+                   .recurrent_bias = recurrent_bias};
   for (int64_t gate = 0; gate < 3; ++gate) {
     if (weights.kernel) pack(weights.kernel + gate * H, 3 * H, D, H, kernel + gate * packed_matrix(D, H), share);
     pack(weights.recurrent + gate * H, 3 * H, H, H, recurrent + gate * packed_matrix(H, H), share);

@@ -174,12 +174,16 @@ void run_chunks(const Schedule& schedule, double step, Failing failing) {
     for (int64_t item = share.member; item < kItems; item += share.members) ++done[(which * kChunks + i) * kItems + item];
     if (name == failing.stage && share.member == failing.member && i == kChunks / 2) throw std::runtime_error("a stage");
   };
-  const Stages stages = {kChunks, 2e5, step, [&](int64_t i, const Share& share) { stage('a', 0, i, share); },
-                         [&](int64_t i, Share& share) {
-                           stage('w', 1, i, share);
-                           return share.members == 1 || share.meet(share);
-                         },
-                         [&](int64_t i, const Share& share) { stage('b', 2, i, share); }};
+  const Stages stages = {.count = kChunks,
+                         .duration = 2e5,
+                         .step = step,
+                         .ahead = [&](int64_t i, const Share& share) { stage('a', 0, i, share); },
+                         .walk =
+                             [&](int64_t i, Share& share) {
+                               stage('w', 1, i, share);
+                               return share.members == 1 || share.meet(share);
+                             },
+                         .behind = [&](int64_t i, const Share& share) { stage('b', 2, i, share); }};
   run_stages(stages, true, schedule);
   for (const auto& count : done) check(count == 1, "a stage was not done once");
 }
@@ -333,9 +337,22 @@ class StatesCall {
     frame.struct_size = XLA_FFI_CallFrame_STRUCT_SIZE;
     frame.api = &api;
     frame.stage = XLA_FFI_ExecutionStage_EXECUTE;
-    frame.args = {XLA_FFI_Args_STRUCT_SIZE, nullptr, static_cast<int64_t>(args_.size()), arg_kinds, args};
-    frame.rets = {XLA_FFI_Rets_STRUCT_SIZE, nullptr, static_cast<int64_t>(rets_.size()), ret_kinds, rets};
-    frame.attrs = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr, 4, kinds, name_of, values};
+    frame.args = {.struct_size = XLA_FFI_Args_STRUCT_SIZE,
+                  .extension_start = nullptr,
+                  .size = static_cast<int64_t>(args_.size()),
+                  .types = arg_kinds,
+                  .args = args};
+    frame.rets = {.struct_size = XLA_FFI_Rets_STRUCT_SIZE,
+                  .extension_start = nullptr,
+                  .size = static_cast<int64_t>(rets_.size()),
+                  .types = ret_kinds,
+                  .rets = rets};
+    frame.attrs = {.struct_size = XLA_FFI_Attrs_STRUCT_SIZE,
+                   .extension_start = nullptr,
+                   .size = 4,
+                   .types = kinds,
+                   .names = name_of,
+                   .attrs = values};
     std::fill(hs(), hs() + count_, 0.0f);
     return targets()[0].handler(&frame);
   }
@@ -352,8 +369,12 @@ class StatesCall {
     for (int64_t size : shape) count *= size;
     data_.emplace_back(count + 1);
     shapes_.push_back(std::move(shape));
-    return {XLA_FFI_Buffer_STRUCT_SIZE, nullptr, type, data_.back().data(), static_cast<int64_t>(shapes_.back().size()),
-            shapes_.back().data()};
+    return {.struct_size = XLA_FFI_Buffer_STRUCT_SIZE,
+            .extension_start = nullptr,
+            .dtype = type,
+            .data = data_.back().data(),
+            .rank = static_cast<int64_t>(shapes_.back().size()),
+            .dims = shapes_.back().data()};
   }
 
   int64_t count_;
