@@ -1,9 +1,10 @@
-// What a call of a handler is made of: parts of the rows, threads that take them, memory, packed weights. Included once, by ffi.cc.
+// What a call of a handler is made of: parts of the rows, threads that take them, memory, packed weights.
 #ifndef GRU_JAX_NATIVE_CALL_H_
 #define GRU_JAX_NATIVE_CALL_H_
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -19,7 +20,6 @@
 #include "xla/ffi/api/ffi.h"
 
 namespace gru_jax {
-namespace {
 
 namespace ffi = xla::ffi;
 
@@ -30,26 +30,33 @@ constexpr int64_t kFewUses = 16;     // rows, over steps and sequences, for whic
 constexpr double kRate = 50;         // operations of one thread in a ns, about
 constexpr double kMeeting = 300;     // ns of a step that two threads may share, where they are near each other
 
+#ifdef __linux__
+inline uintptr_t page_size() {
+  static const uintptr_t size = sysconf(_SC_PAGESIZE);
+  return size;
+}
+#endif
+
 // Asks for large pages under memory that a call is about to write, most often for the first time: if every small page of a fresh
 // array had to be fetched from the system, that would take a noticeable share of the time of what fills it. NumPy does the same
 // with its arrays. It is asked for the pages that arrays begin and end in, too, as arrays lie side by side: between them small pages
 // would separate the large ones. Where it is refused nothing is lost.
-void prefer_large_pages(const void* memory, size_t bytes) {
+inline void prefer_large_pages([[maybe_unused]] const void* memory, [[maybe_unused]] size_t bytes) {
 #ifdef __linux__
-  constexpr uintptr_t kPage = 4096, kWorthwhilePages = 1024;
-  const uintptr_t first = reinterpret_cast<uintptr_t>(memory) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes + kPage - 1) / kPage * kPage;
-  if (bytes >= kWorthwhilePages * kPage) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  constexpr size_t kWorthwhileBytes = 1 << 22;
+  if (bytes < kWorthwhileBytes) return;
+  const uintptr_t page = page_size(), first = reinterpret_cast<uintptr_t>(memory) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes + page - 1) / page * page;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
 // Whether memory has been written before: at least the page in its middle is not one that the system has yet to provide.
-bool is_resident(const void* memory, size_t bytes) {
+inline bool is_resident([[maybe_unused]] const void* memory, [[maybe_unused]] size_t bytes) {
 #ifdef __linux__
-  constexpr uintptr_t kPage = 4096;
   unsigned char resident = 0;
-  const uintptr_t middle = (reinterpret_cast<uintptr_t>(memory) + bytes / 2) / kPage * kPage;
-  return mincore(reinterpret_cast<void*>(middle), kPage, &resident) == 0 && (resident & 1);
+  const uintptr_t middle = (reinterpret_cast<uintptr_t>(memory) + bytes / 2) / page_size() * page_size();
+  return mincore(reinterpret_cast<void*>(middle), page_size(), &resident) == 0 && (resident & 1);
 #else
   return false;
 #endif
@@ -60,7 +67,7 @@ struct Free {
 };
 using Memory = std::unique_ptr<float, Free>;
 
-Memory allocate(int64_t floats) {
+inline Memory allocate(int64_t floats) {
   const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
   Memory memory(static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
   prefer_large_pages(memory.get(), bytes);
@@ -80,7 +87,7 @@ struct Parts {
 };
 
 // Rows of a part where each part sums its own gradient of the weights. It must not depend on the number of threads.
-int64_t rows_for_gradient(int64_t rows, int64_t D, int64_t H) {
+inline int64_t rows_for_gradient(int64_t rows, int64_t D, int64_t H) {
   const bool large = 3 * H * (D + H) > 1 << 18;  // weights that leave the second-level cache are read once for many rows
   const int64_t most = std::min(std::max<int64_t>(large ? 32 : 8, (rows + 15) / 16), kMostRows);
   const int64_t count = std::max<int64_t>((rows + most - 1) / most, 1);
@@ -113,17 +120,17 @@ struct Call {
 
 // About how long a step of so many rows takes one thread, in ns (measured, with AVX-512): activations, and a product that is bound
 // by the reading of U or by arithmetic.
-double step_time(int64_t rows, int64_t H) { return 1.5 * rows * H + H * H * std::max(0.1, 0.055 * rows); }
+inline double step_time(int64_t rows, int64_t H) { return 1.5 * rows * H + H * H * std::max(0.1, 0.055 * rows); }
 
 // Threads take parts in turn. While the last ones run, others may be idle, and help with as many.
-int64_t helped(const Call& call, const Parts& parts) {
+inline int64_t helped(const Call& call, const Parts& parts) {
   const int64_t last = parts.count() % call.threads;
   return std::min(last, call.threads - last);
 }
 
 // Rows of a part where any division gives the same results, in whole tiles of eight: the most of those that leave least to the
 // busiest thread. `may_share`: whether threads can share a part.
-int64_t rows_for(const Call& call, const Axes& axes, bool may_share) {
+inline int64_t rows_for(const Call& call, const Axes& axes, bool may_share) {
   constexpr double kHalf = 0.55;  // what is left to a thread by help, a meeting in each step included
   int64_t best = 8;
   double least = std::numeric_limits<double>::infinity();
@@ -150,7 +157,7 @@ struct WeightOperands {
   const float *kernel = nullptr, *bias = nullptr, *recurrent = nullptr, *recurrent_bias = nullptr;  // null where not given
 };
 
-PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from, bool reset_after, bool transposed) {
+inline PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from, bool reset_after, bool transposed) {
   const int64_t D = axes.D, H = axes.H;
   const bool few_uses = axes.steps * axes.rows <= kFewUses;
   const Weights weights = {
@@ -174,10 +181,10 @@ PackedGroups pack(const Call& call, const Axes& axes, const WeightOperands& from
   return packed;
 }
 
-ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "gru_jax: out of memory"); }
+inline ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "gru_jax: out of memory"); }
 
 // Runs a kernel on every part, with memory of its own.
-ffi::Error each_part(const Call& call, const Parts& parts, int64_t size, const std::function<void(int64_t, float*)>& kernel) {
+inline ffi::Error each_part(const Call& call, const Parts& parts, int64_t size, const std::function<void(int64_t, float*)>& kernel) {
   std::atomic<bool> failed{false};
   call.each(parts.count(), [&](int64_t part) {
     Memory memory = allocate(size);
@@ -213,7 +220,6 @@ ffi::Error each_pass(const Call& call, const Parts& parts, const Pass<Job>& pass
   });
 }
 
-}  // namespace
 }  // namespace gru_jax
 
 #endif

@@ -23,7 +23,7 @@ using F32 = ffi::Buffer<ffi::F32>;
 using Bool = ffi::Buffer<ffi::PRED>;
 using Result = ffi::ResultBuffer<ffi::F32>;
 
-void prefer_large_pages(Result& result) { prefer_large_pages(result->untyped_data(), result->size_bytes()); }
+void prefer_large_pages(Result& result) { gru_jax::prefer_large_pages(result->untyped_data(), result->size_bytes()); }
 
 template <class Buffer>
 auto given(const Buffer& buffer) -> decltype(buffer.typed_data()) {

@@ -22,14 +22,14 @@
 
 namespace gru_jax {
 namespace {
-#include "vector.h"
-#include "product.h"
-#include "walk.h"
-#include "states.h"
-#include "pull.h"
-#include "gradient.h"
-#include "linear.h"
-#include "weights.h"
+#include "vector.inl"
+#include "product.inl"
+#include "walk.inl"
+#include "states.inl"
+#include "pull.inl"
+#include "gradient.inl"
+#include "linear.inl"
+#include "weights.inl"
 }  // namespace
 
 extern const Kernels GRU_NAME(kernels_, GRU_ISA);

@@ -17,6 +17,8 @@ struct Work {
   std::atomic<bool> failed{false};
   std::exception_ptr error{};  // of the first that failed; for the caller once all is done
 
+  Work(int64_t tasks, const std::function<void(int64_t)>& task) : tasks(tasks), task(task) {}
+
   void take() noexcept {
     int64_t finished = 0;
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks; ++finished) attempt([&] { task(i); });

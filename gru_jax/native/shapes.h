@@ -1,4 +1,4 @@
-// What shapes the operands and the results of a call must have. Included once, by ffi.cc.
+// What shapes the operands and the results of a call must have.
 #ifndef GRU_JAX_NATIVE_SHAPES_H_
 #define GRU_JAX_NATIVE_SHAPES_H_
 
@@ -9,7 +9,6 @@
 #include "xla/ffi/api/ffi.h"
 
 namespace gru_jax {
-namespace {
 
 // Compares shapes, and remembers the first that is wrong. No kernel may run before: it would read or write beyond an array.
 class Shapes {
@@ -60,7 +59,6 @@ class Shapes {
   std::string message_;
 };
 
-}  // namespace
 }  // namespace gru_jax
 
 #endif

@@ -53,6 +53,8 @@ bool begin(const Schedule& schedule, std::function<void()> closure) {
     int busy = processor();
     bool refused = false;  // of the caller's thread alone
 
+    explicit Help(std::function<void()> closure) : closure(std::move(closure)) {}
+
     void come() noexcept {
       if (std::this_thread::get_id() == caller) {
         refused = true;

@@ -1,5 +1,5 @@
 // The gradient of the state recurrence: from the cotangent of the states to those of inputs, initial state and weights, for
-// a part of the rows. Included once by each unit.
+// a part of the rows.
 //
 // It walks back over chunks of steps that fit in the second-level cache. In each it forms the gates again, in parallel over
 // time, from the inputs and the states; runs the transposed linearisation back; then multiplies its results with what entered

@@ -1,5 +1,4 @@
-// The linear recurrence along a linearisation, y_t = J_t y_tm1 + s_t, and its transpose, for a part of the rows. Included
-// once by each unit.
+// The linear recurrence along a linearisation, y_t = J_t y_tm1 + s_t, and its transpose, for a part of the rows.
 
 struct Apply {
   const float* const* y_in;   // (rows) y_tm1, times the dropout mask

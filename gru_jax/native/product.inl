@@ -1,4 +1,4 @@
-// Products of a few rows with a packed matrix, in register tiles. Included once by each unit.
+// Products of a few rows with a packed matrix, in register tiles.
 //
 // A matrix (K, N) is packed in blocks of columns, one vector wide: [block][k][lane], zero beyond N, with an odd number of rows
 // to a block, so that neighbouring blocks do not compete for the same sets of a cache. A tile is R rows by P

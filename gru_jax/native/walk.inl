@@ -1,4 +1,4 @@
-// How a part of a sequence is walked through: order of the steps, states before a step, scratch. Included once by each unit.
+// How a part of a sequence is walked through: order of the steps, states before a step, scratch.
 
 constexpr int kChunk = 128;  // rows, at most, over steps and sequences, that are held in the second-level cache at a time
 

@@ -1,5 +1,5 @@
 // One step of the transposed linearisation: from the cotangent of a state to that of the state before. Used by the gradient
-// and by the transposed linear recurrence. Included once by each unit.
+// and by the transposed linear recurrence.
 //
 // The coefficients of the linearisation (see gru_jax/linearisation.py) of a step and row lie side by side in five slots of
 // padded H. `pull` replaces four of them in place by the cotangents of the preactivations, in the order in which the products

@@ -1,5 +1,5 @@
 // Weights of a group, from their layout in JAX (kernel (D, 3H), recurrent kernel (H, 3H), gates r, z, n) to that of the
-// products, and sums of gradients back. Included once by each unit.
+// products, and sums of gradients back.
 
 // Whether products read the matrices where they are. The last vector of a gate must not reach into the next one.
 static bool in_place(const Weights& weights) {

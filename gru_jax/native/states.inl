@@ -1,4 +1,4 @@
-// The state recurrence, h_t = step(h_tm1, x_t), for a part of the rows. Included once by each unit.
+// The state recurrence, h_t = step(h_tm1, x_t), for a part of the rows.
 
 INLINE V plus_exponential(V x) { return 1.0f + exponential(x); }
 

@@ -1,4 +1,4 @@
-// Vectors of float32 in the extensions of GCC and Clang, and the activations on them. Included once by each unit.
+// Vectors of float32 in the extensions of GCC and Clang, and the activations on them.
 
 #if GRU_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int kRegisters = 32, kTall = 8;  // kTall: rows of the tallest tile of a product
