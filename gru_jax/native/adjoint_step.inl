@@ -1,40 +1,40 @@
-// One step of the transposed linearisation: from the cotangent of a state to that of the state before. Used by the gradient
-// and by the transposed linear recurrence.
+// One step of the transposed linearisation: from the cotangent of a state to that of the state before. The vjp of the states
+// and the transposed linear recurrence both use it.
 //
-// The coefficients of the linearisation (see gru_jax/linearisation.py) of a step and row lie side by side in five slots of
-// padded H. `pull` replaces four of them in place by the cotangents of the preactivations, in the order in which the products
-// with Uᵀ and Wᵀ read them:
+// The coefficients of the linearisation (gru_jax/linearisation.py) of one step and row are in five slots, side by side, each padded
+// H wide. `adjoint_step` replaces four of them in place by the cotangents of the preactivations, in the order in which the
+// products with Uᵀ and Wᵀ read them. λ is the cotangent of the state:
 //
 //     slot    0      1      2      3      4
 //     from    r      c_r    c_z    a_n    z
 //     to      d_q    d_r    d_z    d_n    z λ      reset after: d_q is the cotangent of h_in U_n + c_n
 //     to      r      d_r    d_z    d_n    z λ      reset before
 //
-// Where a row is held, J is 1: there the slots before do not count, and become 0, 0, 0, 0, λ. This selects, as a product with
-// zero would make a NaN of an infinity.
+// Where a row is masked J is 1. There the coefficients are ignored, and the slots become 0, 0, 0, 0, λ: a selection, as a product
+// with zero would make a NaN of an infinity.
 enum Slot { kR = 0, kCR = 1, kCZ = 2, kAN = 3, kZ = 4, kSlots = 5 };
 
-INLINE int64_t slots_stride(int64_t H) { return spread(kSlots * padded(H)); }
+INLINE int64_t slots_stride(int64_t H) { return padded_stride(kSlots * padded(H)); }
 
-struct Pull {
+struct AdjointStep {
   float* slots;               // (rows, ...)
-  int64_t stride;             // of rows in slots
-  const float* const* a;      // (rows) factors of the product: slot 0 reset after, else slot 3 or slot 1
-  const float* const* gates;  // (rows) slot 1, reset before
+  int64_t stride;             // the distance between two rows of `slots`
+  const float* const* a;      // (rows) the left factor of the product: slot 0; slot 3 reset before
+  const float* const* gates;  // (rows) the left factor of the second product, reset before: slot 1
   float* before;              // (rows, padded H): r ⊙ v, reset before
   float* carry;               // (rows, padded H): the cotangent of the state before
-  const float* drop;          // (rows, H) or null
+  const float* dropout_mask;          // (rows, H) or null
   const float* recurrent;     // Uᵀ, packed
   int64_t H, width;
 
   INLINE_MEMBER void finish(int64_t row, int64_t block, V through) const {
     int64_t column = block * kLanes;
-    if (drop) through *= load(drop + row * H + column, H - column);
+    if (dropout_mask) through *= load(dropout_mask + row * H + column, H - column);
     store(carry + row * width + column, load(slots + row * stride + kZ * width + column) + through);
   }
 };
 
-struct PullAfter : Pull {
+struct AdjointStepAfter : AdjointStep {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1] = {};
@@ -43,8 +43,8 @@ struct PullAfter : Pull {
   }
 };
 
-// Reset before, first half: v = d_n U_nᵀ, of which the reset gate takes c_r ⊙ v and lets r ⊙ v through.
-struct PullBeforeCandidate : Pull {
+// Reset before, first half: v = d_n U_nᵀ. The reset gate receives c_r ⊙ v, the state r ⊙ v.
+struct AdjointStepBeforeCandidate : AdjointStep {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1] = {};
@@ -58,7 +58,8 @@ struct PullBeforeCandidate : Pull {
   }
 };
 
-struct PullBeforeGates : Pull {
+// Reset before, second half: the products of d_r and d_z.
+struct AdjointStepBeforeGates : AdjointStep {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1];
@@ -69,35 +70,35 @@ struct PullBeforeGates : Pull {
   }
 };
 
-// The cotangent of a row that is held: into its slots,
-INLINE void hold(float* slots, const float* source, const float* carry, int64_t H, int64_t width, Span columns) {
+// The slots of a masked row.
+INLINE void adjoint_of_masked(float* slots, const float* source, const float* carry, int64_t H, int64_t width, Span columns) {
   static_assert(kR == 0 && kCR == 1 && kCZ == 2 && kAN == 3);
   clear(slots, 4, width, columns);
   for (int64_t i = columns.first; i < columns.end; ++i) slots[kZ * width + i] = carry[i] + (i < H ? source[i] : 0.0f);
 }
 
-// and from there to the state before.
-INLINE void let_through(const Pull& job, const uint8_t* keep, int64_t rows, Span columns) {
-  if (!keep) return;
+// The cotangent of the state before, of masked rows: λ.
+INLINE void carry_of_masked(const AdjointStep& job, const uint8_t* mask, int64_t rows, Span columns) {
+  if (!mask) return;
   for (int64_t row = 0; row < rows; ++row) {
-    if (keep[row]) continue;
+    if (mask[row]) continue;
     const float* cotangent = job.slots + row * job.stride + kZ * job.width;
     copy(cotangent + columns.first, job.carry + row * job.width + columns.first, columns.count());
   }
 }
 
-// λ = source + carry into `lambda` (rows, H; may be null); then, from λ, the slots and the new carry. `keep` (rows) tells which rows
-// are not held; null if none is. False if the rest is left to the other thread.
-static bool pull(const Sizes& sizes, const float* source, float* lambda, float* slots, float* carry, float* before,
-                 const float* drop, const float* recurrent, const uint8_t* keep, Share& share) {
+// λ = source + carry, into `lambda` (rows, H) unless that is null; then, from λ, the slots and the new carry. False if the other
+// thread does the rest alone.
+static bool adjoint_step(const Sizes& sizes, const float* source, float* lambda, float* slots, float* carry, float* before,
+                 const float* dropout_mask, const float* recurrent, const uint8_t* mask, WorkShare& share) {
   const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), stride = slots_stride(H), blocks = width / kLanes;
   const Span own = share_of(share, blocks);
   const float *a[kChunk], *gates[kChunk];
   for (int64_t row = 0; row < rows; ++row) {
     a[row] = slots + row * stride + (sizes.reset_after ? 0 : kAN * width);
     gates[row] = slots + row * stride + kCR * width;
-    if (keep && !keep[row]) {
-      hold(slots + row * stride, source + row * H, carry + row * width, H, width, columns_of(own, width));
+    if (mask && !mask[row]) {
+      adjoint_of_masked(slots + row * stride, source + row * H, carry + row * width, H, width, columns_of(own, width));
       if (lambda) {
         const Span columns = columns_of(own, H);
         copy(slots + row * stride + kZ * width + columns.first, lambda + row * H + columns.first, columns.count());
@@ -119,25 +120,25 @@ static bool pull(const Sizes& sizes, const float* source, float* lambda, float* 
       if (lambda) store(lambda + row * H + column, cotangent, H - column);
     }
   }
-  const Pull job = {.slots = slots,
+  const AdjointStep job = {.slots = slots,
                     .stride = stride,
                     .a = a,
                     .gates = gates,
                     .before = before,
                     .carry = carry,
-                    .drop = drop,
+                    .dropout_mask = dropout_mask,
                     .recurrent = recurrent,
                     .H = H,
                     .width = width};
-  if (!meet(share)) return false;
+  if (!barrier(share)) return false;
   if (sizes.reset_after) {
-    cover<1>(PullAfter{job}, rows, share_of(share, blocks));
-    let_through(job, keep, rows, columns_of(share_of(share, blocks), width));
+    for_each_tile<1>(AdjointStepAfter{job}, rows, share_of(share, blocks));
+    carry_of_masked(job, mask, rows, columns_of(share_of(share, blocks), width));
     return true;
   }
-  cover<1>(PullBeforeCandidate{job}, rows, share_of(share, blocks));
-  if (!meet(share)) return false;
-  cover<1>(PullBeforeGates{job}, rows, share_of(share, blocks));
-  let_through(job, keep, rows, columns_of(share_of(share, blocks), width));
+  for_each_tile<1>(AdjointStepBeforeCandidate{job}, rows, share_of(share, blocks));
+  if (!barrier(share)) return false;
+  for_each_tile<1>(AdjointStepBeforeGates{job}, rows, share_of(share, blocks));
+  carry_of_masked(job, mask, rows, columns_of(share_of(share, blocks), width));
   return true;
 }

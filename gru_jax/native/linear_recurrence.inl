@@ -1,20 +1,21 @@
-// The linear recurrence along a linearisation, y_t = J_t y_tm1 + s_t, and its transpose, for a part of the rows.
+// The linear recurrence along a linearisation, y_t = J_t y_tm1 + s_t, and its transpose, of a block of rows.
 
-struct Apply {
+struct LinearStep {
   const float* const* y_in;   // (rows) y_tm1, times the dropout mask
   const float* const* y_tm1;  // (rows)
-  const float* const* z;      // (rows) of each coefficient
+  const float* const* z;      // (rows), as the other coefficients
   const float* const* r;
   const float* const* c_r;
   const float* const* c_z;
   const float* const* a_n;
   const float* source;
   const float* recurrent;
-  float* through;  // (rows, padded H): c_r ⊙ (y U_r) + r ⊙ y_in, reset before
-  const float* const* through_rows;
-  float* kept;     // (rows, padded H): s + z ⊙ y + c_z ⊙ (y U_z), reset before
+  float* gated;  // (rows, padded H): c_r ⊙ (y_in U_r) + r ⊙ y_in, reset before
+  const float* const* gated_rows;
+  float* partial;  // (rows, padded H): s + z ⊙ y_tm1 + c_z ⊙ (y_in U_z), reset before
   float* y_t;
-  int64_t H, width, gate;
+  int64_t H, width;
+  int64_t gate;  // the distance between two gates of `recurrent`
 
   INLINE_MEMBER V at(const float* const* rows, int64_t row, int64_t block) const {
     return load(rows[row] + block * kLanes, H - block * kLanes);
@@ -25,7 +26,7 @@ struct Apply {
   }
 };
 
-struct ApplyAfter : Apply {
+struct LinearStepAfter : LinearStep {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][3] = {};
@@ -39,60 +40,60 @@ struct ApplyAfter : Apply {
   }
 };
 
-struct ApplyBeforeGates : Apply {
+struct LinearStepBeforeGates : LinearStep {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][2] = {};
     multiply<R, P, 2>(y_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
     unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
       int64_t m = row + i, j = block + p, to = m * width + j * kLanes;
-        store(through + to, at(c_r, m, j) * acc[i][p][0] + at(r, m, j) * at(y_in, m, j));
-        store(kept + to, source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_z, m, j) * acc[i][p][1]);
+        store(gated + to, at(c_r, m, j) * acc[i][p][0] + at(r, m, j) * at(y_in, m, j));
+        store(partial + to, source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_z, m, j) * acc[i][p][1]);
     });
   }
 };
 
-struct ApplyBeforeCandidate : Apply {
+struct LinearStepBeforeCandidate : LinearStep {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t row, int64_t block) const {
     V acc[R][P][1] = {};
-    multiply<R, P, 1>(through_rows + row, H, recurrent + 2 * gate + block * block_size(H), block_size(H), 0, acc);
+    multiply<R, P, 1>(gated_rows + row, H, recurrent + 2 * gate + block * block_size(H), block_size(H), 0, acc);
     unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
       int64_t m = row + i, j = block + p;
-        V y = load(kept + m * width + j * kLanes) + at(a_n, m, j) * acc[i][p][0];
+        V y = load(partial + m * width + j * kLanes) + at(a_n, m, j) * acc[i][p][0];
         store(y_t + m * H + j * kLanes, y, H - j * kLanes);
     });
   }
 };
 
-static int64_t linear_scratch(const Sizes& sizes) {
+static int64_t linear_recurrence_scratch(const Sizes& sizes) {
   return sizes.rows * (4 * padded(sizes.features) + slots_stride(sizes.features)) + 64;
 }
 
-static void linear_forward(const Linear& job, float* scratch) {
+static void linear_forward(const LinearRecurrence& job, float* scratch) {
   const Sizes& sizes = job.sizes;
   const int64_t H = sizes.features, rows = sizes.rows, width = padded(H);
   Arena arena = {scratch};
-  float* dropped = arena.take(rows * width);
-  float* through = arena.take(rows * width);
-  float* kept = arena.take(rows * width);
-  float* zero = arena.take(width);
+  float* dropped = arena.alloc(rows * width);
+  float* gated = arena.alloc(rows * width);
+  float* partial = arena.alloc(rows * width);
+  float* zero = arena.alloc(width);
   __builtin_memset(zero, 0, width * sizeof(float));
-  const float *y_in[kChunk], *y_tm1[kChunk], *through_rows[kChunk], *coefficients[5][kChunk];
+  const float *y_in[kChunk], *y_tm1[kChunk], *gated_rows[kChunk], *coefficients[5][kChunk];
   for (int64_t s = 0; s < sizes.steps; ++s) {
     const int64_t t = time_of(sizes, s);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t shared = (job.first_row + row) % job.period;
       const bool starts = s == 0 || flag(job.resets, t, shared, false);
       y_in[row] = y_tm1[row] = starts ? zero : job.ys.data + time_of(sizes, s - 1) * job.ys.step + row * H;
-      through_rows[row] = through + row * width;
-      if (job.drop) {
-        times(y_tm1[row], job.drop + row * H, dropped + row * width, H);
+      gated_rows[row] = gated + row * width;
+      if (job.dropout_mask) {
+        elementwise_product(y_tm1[row], job.dropout_mask + row * H, dropped + row * width, H);
         y_in[row] = dropped + row * width;
       }
       for (int c = 0; c < 5; ++c) coefficients[c][row] = row_of(job.coefficients[c], t, shared, H);
     }
-    const Apply step = {.y_in = y_in,
+    const LinearStep step = {.y_in = y_in,
                         .y_tm1 = y_tm1,
                         .z = coefficients[0],
                         .r = coefficients[1],
@@ -101,18 +102,18 @@ static void linear_forward(const Linear& job, float* scratch) {
                         .a_n = coefficients[4],
                         .source = job.source.data + t * job.source.step,
                         .recurrent = job.weights.recurrent.data,
-                        .through = through,
-                        .through_rows = through_rows,
-                        .kept = kept,
+                        .gated = gated,
+                        .gated_rows = gated_rows,
+                        .partial = partial,
                         .y_t = job.ys.data + t * job.ys.step,
                         .H = H,
                         .width = width,
                         .gate = packed_matrix(H, H)};
     if (sizes.reset_after) {
-      cover<3>(ApplyAfter{step}, rows, width / kLanes);
+      for_each_tile<3>(LinearStepAfter{step}, rows, width / kLanes);
     } else {
-      cover<2>(ApplyBeforeGates{step}, rows, width / kLanes);
-      cover<1>(ApplyBeforeCandidate{step}, rows, width / kLanes);
+      for_each_tile<2>(LinearStepBeforeGates{step}, rows, width / kLanes);
+      for_each_tile<1>(LinearStepBeforeCandidate{step}, rows, width / kLanes);
     }
     for (int64_t row = 0; job.mask.data && row < rows; ++row) {
       if (flag(job.mask, t, (job.first_row + row) % job.period, true)) continue;
@@ -121,17 +122,17 @@ static void linear_forward(const Linear& job, float* scratch) {
   }
 }
 
-static void linear_transposed(const Linear& job, float* scratch) {
+static void linear_transposed(const LinearRecurrence& job, float* scratch) {
   const Sizes& sizes = job.sizes;
   const int64_t H = sizes.features, rows = sizes.rows, width = padded(H), stride = slots_stride(H);
   constexpr Slot slot_of[5] = {kZ, kR, kCR, kCZ, kAN};
   Arena arena = {scratch};
-  float* slots = arena.take(rows * stride);
-  float* carry = arena.take(rows * width);
-  float* before = arena.take(rows * width);
+  float* slots = arena.alloc(rows * stride);
+  float* carry = arena.alloc(rows * width);
+  float* before = arena.alloc(rows * width);
   __builtin_memset(carry, 0, rows * width * sizeof(float));
-  Share alone;
-  uint8_t keep[kChunk];
+  WorkShare alone;
+  uint8_t mask[kChunk];
   for (int64_t s = sizes.steps; s-- > 0;) {
     const int64_t t = time_of(sizes, s);
     for (int64_t row = 0; row < rows; ++row) {
@@ -139,12 +140,12 @@ static void linear_transposed(const Linear& job, float* scratch) {
       for (int c = 0; c < 5; ++c) {
         const float* from = row_of(job.coefficients[c], t, shared, H);
         float* to = slots + row * stride + slot_of[c] * width;
-        for (int64_t i = 0; i < H; i += kLanes) store(to + i, load(from + i, H - i));  // the padding, too: it may be a NaN
+        for (int64_t i = 0; i < H; i += kLanes) store(to + i, load(from + i, H - i));  // clears the padding, too, which may be a NaN
       }
-      keep[row] = flag(job.mask, t, shared, true);
+      mask[row] = flag(job.mask, t, shared, true);
     }
-    pull(sizes, job.source.data + t * job.source.step, job.ys.data + t * job.ys.step, slots, carry, before, job.drop,
-         job.weights.recurrent_transposed, job.mask.data ? keep : nullptr, alone);
+    adjoint_step(sizes, job.source.data + t * job.source.step, job.ys.data + t * job.ys.step, slots, carry, before, job.dropout_mask,
+         job.weights.recurrent_transposed, job.mask.data ? mask : nullptr, alone);
     for (int64_t row = 0; row < rows; ++row) {
       const bool resets = flag(job.resets, t, (job.first_row + row) % job.period, false);
       if (resets) clear(carry + row * width, 1, width, width);
@@ -152,6 +153,6 @@ static void linear_transposed(const Linear& job, float* scratch) {
   }
 }
 
-static void linear(const Linear& job, bool transposed, float* scratch) {
+static void linear_recurrence(const LinearRecurrence& job, bool transposed, float* scratch) {
   transposed ? linear_transposed(job, scratch) : linear_forward(job, scratch);
 }
