@@ -37,9 +37,10 @@ inline uintptr_t page_size() {
 }
 #endif
 
-// Asks the system for large pages under memory that a call is about to write, most often for the first time. Fetching every small
-// page of a fresh array takes a noticeable share of the time of filling it. (NumPy does the same.) The pages in which arrays begin
-// and end are included: arrays are neighbours, and small pages between them would separate the large ones. A refusal does no harm.
+// Asks the system for large pages under memory that a call is about to write, most often for the first time. Fetching
+// every small page of a fresh array takes a noticeable share of the time of filling it. (NumPy does the same.) The
+// pages in which arrays begin and end are included: arrays are neighbours, and small pages between them would separate
+// the large ones. A refusal does no harm.
 inline void prefer_large_pages([[maybe_unused]] const void* memory, [[maybe_unused]] size_t bytes) {
 #ifdef __linux__
   constexpr size_t kMinBytes = 1 << 22;
@@ -87,8 +88,8 @@ struct RowBlocks {
   int64_t largest() const { return std::min(block_rows, rows); }
 };
 
-// Rows of a block where each block sums its own gradients of the weights. So that results do not depend on the number of threads,
-// this does not, either.
+// Rows of a block where each block sums its own gradients of the weights. So that results do not depend on the number
+// of threads, this does not, either.
 inline int64_t rows_for_gradient(int64_t rows, int64_t D, int64_t H) {
   const bool large = 3 * H * (D + H) > 1 << 18;  // beyond the second-level cache, read once for many rows
   const int64_t most = std::min(std::max<int64_t>(large ? 32 : 8, (rows + 15) / 16), kMaxBlockRows);
@@ -117,26 +118,31 @@ struct Call {
     if (most > 0) threads = std::min(threads, most);
   }
 
-  void each(int64_t tasks, const std::function<void(int64_t)>& task) const { parallel_for(tasks, threads, schedule, task); }
+  void each(int64_t tasks, const std::function<void(int64_t)>& task) const {
+    parallel_for(tasks, threads, schedule, task);
+  }
 };
 
-// About how long a step of so many rows takes one thread, in ns (measured with AVX-512): activations, and a product that is bound
-// by reading U or by arithmetic.
+// About how long a step of so many rows takes one thread, in ns (measured with AVX-512): activations, and a product
+// that is bound by reading U or by arithmetic.
 inline double step_time(int64_t rows, int64_t H) { return 1.5 * rows * H + H * H * std::max(0.1, 0.055 * rows); }
 
-// Threads take blocks in turn. While the last blocks run, other threads may be idle: how many blocks they can help with.
+// Threads take blocks in turn. While the last blocks run, other threads may be idle: how many blocks they can help
+// with.
 inline int64_t helped(const Call& call, const RowBlocks& row_blocks) {
   const int64_t last = row_blocks.count() % call.threads;
   return std::min(last, call.threads - last);
 }
 
-// Rows of a block where any division gives the same results: the largest multiple of 8 that minimises the busiest thread's load.
-// `may_share`: whether two threads can share a block.
+// Rows of a block where any division gives the same results: the largest multiple of 8 that minimises the busiest
+// thread's load. `may_share`: whether two threads can share a block.
 inline int64_t balanced_rows(const Call& call, const Axes& axes, bool may_share) {
-  constexpr double kHelpedShare = 0.55;  // of the time of a block that two threads share, a barrier in each step included
+  constexpr double kHelpedShare =
+      0.55;  // of the time of a block that two threads share, a barrier in each step included
   int64_t best = 8;
   double least_load = std::numeric_limits<double>::infinity();
-  for (int64_t block_rows = std::clamp<int64_t>((axes.rows + 7) / 8 * 8, 8, kMaxBlockRows); block_rows >= 8; block_rows -= 8) {
+  for (int64_t block_rows = std::clamp<int64_t>((axes.rows + 7) / 8 * 8, 8, kMaxBlockRows); block_rows >= 8;
+       block_rows -= 8) {
     const RowBlocks row_blocks(axes.weight_batch, axes.rows, block_rows);
     const int64_t last = row_blocks.count() % call.threads;
     const bool shared =
@@ -157,10 +163,12 @@ struct PackedWeightBatch {
 };
 
 struct WeightOperands {
-  const float *kernel = nullptr, *bias = nullptr, *recurrent = nullptr, *recurrent_bias = nullptr;  // null where not given
+  const float *kernel = nullptr, *bias = nullptr, *recurrent = nullptr,
+              *recurrent_bias = nullptr;  // null where not given
 };
 
-inline PackedWeightBatch pack(const Call& call, const Axes& axes, const WeightOperands& from, bool reset_after, bool transposed) {
+inline PackedWeightBatch pack(const Call& call, const Axes& axes, const WeightOperands& from, bool reset_after,
+                              bool transposed) {
   const int64_t D = axes.D, H = axes.H;
   const bool few_uses = axes.steps * axes.rows <= kFewUses;
   const Weights like = {
@@ -187,7 +195,8 @@ inline PackedWeightBatch pack(const Call& call, const Axes& axes, const WeightOp
 inline ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "gru_jax: out of memory"); }
 
 // Runs a kernel on every block of rows, with `size` floats of scratch memory.
-inline ffi::Error for_each_block(const Call& call, const RowBlocks& row_blocks, int64_t size, const std::function<void(int64_t, float*)>& kernel) {
+inline ffi::Error for_each_block(const Call& call, const RowBlocks& row_blocks, int64_t size,
+                                 const std::function<void(int64_t, float*)>& kernel) {
   std::atomic<bool> failed{false};
   call.each(row_blocks.count(), [&](int64_t block) {
     Memory memory = allocate(size);
@@ -203,7 +212,7 @@ inline ffi::Error for_each_block(const Call& call, const RowBlocks& row_blocks, 
 // Runs a pass over every block of rows.
 template <class Job>
 ffi::Error run_pass(const Call& call, const RowBlocks& row_blocks, const Pass<Job>& pass, const Sizes& largest,
-                     const std::function<Job(int64_t)>& job_of) {
+                    const std::function<Job(int64_t)>& job_of) {
   const auto aligned = [](int64_t size) { return (size + 15) / 16 * 16; };
   const int64_t chunk = aligned(pass.chunk_size(largest)), alone = row_blocks.count() - helped(call, row_blocks);
   const int64_t slots = alone < row_blocks.count() ? kInFlight : 1;
@@ -217,7 +226,8 @@ ffi::Error run_pass(const Call& call, const RowBlocks& row_blocks, const Pass<Jo
         .duration = call.flops / kFlopsPerNs / row_blocks.count(),
         .step = step_time(job.in.sizes.rows, job.in.sizes.features),
         .prologue = [&](int64_t i, const WorkShare& share) { pass.prologue(job, i, slot(i), share); },
-        .recur = [&](int64_t i, WorkShare& share) { return pass.recur(job, i, slot(i), memory + slots * chunk, share); },
+        .recur = [&](int64_t i,
+                     WorkShare& share) { return pass.recur(job, i, slot(i), memory + slots * chunk, share); },
         .epilogue = [&](int64_t i, const WorkShare& share) { pass.epilogue(job, i, slot(i), share); }};
     run_stages(stages, block >= alone && (count > 1 || call.flops >= kMinHelpedFlops), call.schedule);
   });

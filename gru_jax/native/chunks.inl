@@ -15,7 +15,8 @@ struct Arena {
   }
 };
 
-// A distance between rows of at least n floats: an odd number of cache lines, so that a column spreads over all sets of a cache.
+// A distance between rows of at least n floats: an odd number of cache lines, so that a column spreads over all sets of
+// a cache.
 INLINE int64_t padded_stride(int64_t n) { return (n + 15) / 16 % 2 ? (n + 15) / 16 * 16 : (n + 15) / 16 * 16 + 16; }
 
 INLINE int64_t steps_per_chunk(const Sizes& sizes) { return sizes.rows < kChunk ? kChunk / sizes.rows : 1; }
@@ -37,9 +38,12 @@ INLINE bool flag(const Flags& flags, int64_t t, int64_t row, bool otherwise) {
 }
 
 // The flags of all rows at one time; null where they are not given.
-INLINE const uint8_t* flags_at(const Flags& flags, int64_t t) { return flags.data ? flags.data + t * flags.step : nullptr; }
+INLINE const uint8_t* flags_at(const Flags& flags, int64_t t) {
+  return flags.data ? flags.data + t * flags.step : nullptr;
+}
 
-// The state before step s of a row: the reset state where the row is reset, h_0 at the first step, else the state before.
+// The state before step s of a row: the reset state where the row is reset, h_0 at the first step, else the state
+// before.
 INLINE const float* state_before(const Recurrence& in, const Series& hs, int64_t s, int64_t row) {
   const Sizes& sizes = in.sizes;
   if (flag(in.resets, time_of(sizes, s), row, false)) return in.reset_state + row * in.reset_row;

@@ -1,5 +1,5 @@
-// The kernels, compiled once for each instruction set, whose name is GRU_ISA. All of their code has internal linkage, and no
-// header of the C++ library is included; kernels.h says why. The .inl files are its parts, in this order.
+// The kernels, compiled once for each instruction set, whose name is GRU_ISA. All of their code has internal linkage,
+// and no header of the C++ library is included; kernels.h says why. The .inl files are its parts, in this order.
 #include "kernels.h"
 
 #include <stdint.h>
@@ -48,10 +48,10 @@ const Kernels GRU_NAME(kernels_, GRU_ISA) = {
                .recur = recur_states,
                .epilogue = noop_epilogue},
     .states_vjp = {.chunk_size = vjp_chunk_size,
-                 .carry_size = vjp_carry_size,
-                 .prologue = linearise_chunk,
-                 .recur = recur_adjoint,
-                 .epilogue = contract_chunk},
+                   .carry_size = vjp_carry_size,
+                   .prologue = linearise_chunk,
+                   .recur = recur_adjoint,
+                   .epilogue = contract_chunk},
     .linear_recurrence_scratch = linear_recurrence_scratch,
     .linear_recurrence = linear_recurrence,
 };

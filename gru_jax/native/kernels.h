@@ -1,10 +1,10 @@
 // The interface between the FFI handlers, compiled once, and the kernels, compiled once for each instruction set.
 //
-// Only plain data crosses it, and this header includes nothing that contains code: the linker would merge an inline function
-// that two instruction sets share, and might keep the copy whose instructions the processor does not have.
+// Only plain data crosses it, and this header includes nothing that contains code: the linker would merge an inline
+// function that two instruction sets share, and might keep the copy whose instructions the processor does not have.
 //
-// Axes: T steps, B rows (sequences), D input features, H state features. All arrays are row-major float32. A kernel runs one
-// block of rows that use one set of weights; its pointers are those of the block's first row.
+// Axes: T steps, B rows (sequences), D input features, H state features. All arrays are row-major float32. A kernel
+// runs one block of rows that use one set of weights; its pointers are those of the block's first row.
 #ifndef GRU_JAX_NATIVE_KERNELS_H_
 #define GRU_JAX_NATIVE_KERNELS_H_
 
@@ -85,7 +85,8 @@ struct StatesVjp {
   MutableSeries d_xs;             // null where it is not asked for
   float* d_h_0;
   float* d_reset_state;  // null where it is not asked for
-  float* d_weights;      // null where none is asked for; else D rows of dW, H of dU, one of db, one of dc, each 3 padded H wide
+  float* d_weights;  // null where none is asked for; else D rows of dW, H of dU, one of db, one of dc, each 3 padded H
+                     // wide
 };
 
 struct LinearRecurrence {
@@ -101,7 +102,8 @@ struct LinearRecurrence {
 
 struct Weights {
   int64_t in_features, features;
-  const float *kernel = nullptr, *recurrent = nullptr, *bias = nullptr, *recurrent_bias = nullptr;  // biases may be null
+  const float *kernel = nullptr, *recurrent = nullptr, *bias = nullptr,
+              *recurrent_bias = nullptr;  // biases may be null
   bool reset_after;
   bool transposed;  // whether the transposed matrices are needed, too
   bool few_uses;    // whether the weights are used so few times that copying them would not pay
@@ -111,9 +113,10 @@ struct WeightGradients {
   float *kernel, *recurrent, *bias, *recurrent_bias;
 };
 
-// The share of some work that a thread does: all of it, or that of one member of several. Two threads that do every stage of a
-// block together divide steps and rows where these are independent. In the recurrence they divide columns. As each step needs
-// all columns of the step before, they meet at a barrier, behind which each sees what the other has written.
+// The share of some work that a thread does: all of it, or that of one member of several. Two threads that do every
+// stage of a block together divide steps and rows where these are independent. In the recurrence they divide columns.
+// As each step needs all columns of the step before, they meet at a barrier, behind which each sees what the other has
+// written.
 struct WorkShare {
   int64_t member = 0, members = 1;
   // False if the other thread does the rest alone. In the thread that goes on, `members` may have changed.
@@ -121,11 +124,11 @@ struct WorkShare {
   void* team = nullptr;
 };
 
-// A pass over all steps of a block of rows, in chunks of time i = 0, 1, … in the direction of the pass. `prologue` is what a
-// chunk needs before the recurrence, `epilogue` what is computed from it afterwards: both are parallel over time, and another
-// thread may do them. Only `recur` must see the chunks one after the other; it returns false if the other thread goes on alone.
-// Two threads also meet at a barrier between two stages of a chunk. Sizes are in floats; that of a block is enough for one of
-// fewer rows.
+// A pass over all steps of a block of rows, in chunks of time i = 0, 1, … in the direction of the pass. `prologue` is
+// what a chunk needs before the recurrence, `epilogue` what is computed from it afterwards: both are parallel over
+// time, and another thread may do them. Only `recur` must see the chunks one after the other; it returns false if the
+// other thread goes on alone. Two threads also meet at a barrier between two stages of a chunk. Sizes are in floats;
+// that of a block is enough for one of fewer rows.
 template <class Job>
 struct Pass {
   int64_t (*chunk_size)(const Sizes&);  // memory that stages of one chunk hand on
@@ -142,8 +145,8 @@ struct Kernels {
   int64_t (*packed_size)(const Weights&);
   PackedWeights (*pack)(const Weights&, float* memory, const WorkShare&);
   int64_t (*weight_gradients_size)(int64_t in_features, int64_t features);
-  void (*reduce_weight_gradients)(const float* partial, int64_t count, int64_t in_features, int64_t features, int64_t first,
-                                  int64_t last, const WeightGradients& to);
+  void (*reduce_weight_gradients)(const float* partial, int64_t count, int64_t in_features, int64_t features,
+                                  int64_t first, int64_t last, const WeightGradients& to);
   int64_t (*chunks)(const Sizes&);  // of a pass
   Pass<States> states;
   Pass<StatesVjp> states_vjp;

@@ -33,9 +33,9 @@ struct LinearStepAfter : LinearStep {
     multiply<R, P, 3>(y_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
     unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
       int64_t m = row + i, j = block + p;
-        V y = source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_r, m, j) * acc[i][p][0] +
-              at(c_z, m, j) * acc[i][p][1] + at(a_n, m, j) * (at(r, m, j) * acc[i][p][2]);
-        store(y_t + m * H + j * kLanes, y, H - j * kLanes);
+      V y = source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_r, m, j) * acc[i][p][0] +
+            at(c_z, m, j) * acc[i][p][1] + at(a_n, m, j) * (at(r, m, j) * acc[i][p][2]);
+      store(y_t + m * H + j * kLanes, y, H - j * kLanes);
     });
   }
 };
@@ -47,8 +47,8 @@ struct LinearStepBeforeGates : LinearStep {
     multiply<R, P, 2>(y_in + row, H, recurrent + block * block_size(H), block_size(H), gate, acc);
     unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
       int64_t m = row + i, j = block + p, to = m * width + j * kLanes;
-        store(gated + to, at(c_r, m, j) * acc[i][p][0] + at(r, m, j) * at(y_in, m, j));
-        store(partial + to, source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_z, m, j) * acc[i][p][1]);
+      store(gated + to, at(c_r, m, j) * acc[i][p][0] + at(r, m, j) * at(y_in, m, j));
+      store(partial + to, source_at(m, j) + at(z, m, j) * at(y_tm1, m, j) + at(c_z, m, j) * acc[i][p][1]);
     });
   }
 };
@@ -60,8 +60,8 @@ struct LinearStepBeforeCandidate : LinearStep {
     multiply<R, P, 1>(gated_rows + row, H, recurrent + 2 * gate + block * block_size(H), block_size(H), 0, acc);
     unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
       int64_t m = row + i, j = block + p;
-        V y = load(partial + m * width + j * kLanes) + at(a_n, m, j) * acc[i][p][0];
-        store(y_t + m * H + j * kLanes, y, H - j * kLanes);
+      V y = load(partial + m * width + j * kLanes) + at(a_n, m, j) * acc[i][p][0];
+      store(y_t + m * H + j * kLanes, y, H - j * kLanes);
     });
   }
 };
@@ -94,21 +94,21 @@ static void linear_forward(const LinearRecurrence& job, float* scratch) {
       for (int c = 0; c < 5; ++c) coefficients[c][row] = row_of(job.coefficients[c], t, shared, H);
     }
     const LinearStep step = {.y_in = y_in,
-                        .y_tm1 = y_tm1,
-                        .z = coefficients[0],
-                        .r = coefficients[1],
-                        .c_r = coefficients[2],
-                        .c_z = coefficients[3],
-                        .a_n = coefficients[4],
-                        .source = job.source.data + t * job.source.step,
-                        .recurrent = job.weights.recurrent.data,
-                        .gated = gated,
-                        .gated_rows = gated_rows,
-                        .partial = partial,
-                        .y_t = job.ys.data + t * job.ys.step,
-                        .H = H,
-                        .width = width,
-                        .gate = packed_matrix(H, H)};
+                             .y_tm1 = y_tm1,
+                             .z = coefficients[0],
+                             .r = coefficients[1],
+                             .c_r = coefficients[2],
+                             .c_z = coefficients[3],
+                             .a_n = coefficients[4],
+                             .source = job.source.data + t * job.source.step,
+                             .recurrent = job.weights.recurrent.data,
+                             .gated = gated,
+                             .gated_rows = gated_rows,
+                             .partial = partial,
+                             .y_t = job.ys.data + t * job.ys.step,
+                             .H = H,
+                             .width = width,
+                             .gate = packed_matrix(H, H)};
     if (sizes.reset_after) {
       for_each_tile<3>(LinearStepAfter{step}, rows, width / kLanes);
     } else {
@@ -140,12 +140,13 @@ static void linear_transposed(const LinearRecurrence& job, float* scratch) {
       for (int c = 0; c < 5; ++c) {
         const float* from = row_of(job.coefficients[c], t, shared, H);
         float* to = slots + row * stride + slot_of[c] * width;
-        for (int64_t i = 0; i < H; i += kLanes) store(to + i, load(from + i, H - i));  // clears the padding, too, which may be a NaN
+        for (int64_t i = 0; i < H; i += kLanes)
+          store(to + i, load(from + i, H - i));  // clears the padding, too, which may be a NaN
       }
       mask[row] = flag(job.mask, t, shared, true);
     }
-    adjoint_step(sizes, job.source.data + t * job.source.step, job.ys.data + t * job.ys.step, slots, carry, before, job.dropout_mask,
-         job.weights.recurrent_transposed, job.mask.data ? mask : nullptr, alone);
+    adjoint_step(sizes, job.source.data + t * job.source.step, job.ys.data + t * job.ys.step, slots, carry, before,
+                 job.dropout_mask, job.weights.recurrent_transposed, job.mask.data ? mask : nullptr, alone);
     for (int64_t row = 0; row < rows; ++row) {
       const bool resets = flag(job.resets, t, (job.first_row + row) % job.period, false);
       if (resets) clear(carry + row * width, 1, width, width);

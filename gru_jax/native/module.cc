@@ -1,4 +1,5 @@
-// The Python module gru_jax._native; see _native.pyi. It uses the limited API: one binary serves every Python from 3.11 on.
+// The Python module gru_jax._native; see _native.pyi. It uses the limited API: one binary serves every Python from 3.11
+// on.
 #include <Python.h>
 
 #include <exception>

@@ -8,8 +8,8 @@
 namespace gru_jax {
 namespace {
 
-// What the threads of one call share. Helpers may begin after the call has returned. So they own a reference to this, and they touch
-// `task` only after they have claimed a task, for which the caller then waits.
+// What the threads of one call share. Helpers may begin after the call has returned. So they own a reference to this,
+// and they touch `task` only after they have claimed a task, for which the caller then waits.
 struct Work {
   int64_t tasks;
   const std::function<void(int64_t)>& task;
@@ -48,7 +48,8 @@ void parallel_for(int64_t tasks, int64_t threads, const Schedule& schedule, cons
   [[maybe_unused]] const TsanCallOrder call;
   auto work = std::make_shared<Work>(tasks, task);
   work->attempt([&] {
-    for (int64_t helper = 1; helper < std::min(tasks, threads); ++helper) spawn_helper(schedule, [work] { work->run_tasks(); });
+    for (int64_t helper = 1; helper < std::min(tasks, threads); ++helper)
+      spawn_helper(schedule, [work] { work->run_tasks(); });
   });
   FlushDenormals flush;
   work->run_tasks();

@@ -1,9 +1,9 @@
 // Products of a few rows with a packed matrix, in register tiles.
 //
-// A matrix (K, N) is packed in blocks of columns, one vector wide: [block][k][lane], zero beyond N. A block has an odd number of
-// rows, so that neighbouring blocks do not compete for the same sets of a cache. A tile is R rows by P neighbouring blocks of
-// each of G matrices ("gates"); its sums stay in registers over all of K. In every tile an entry is summed in the order of k, so
-// that results do not depend on how rows are divided.
+// A matrix (K, N) is packed in blocks of columns, one vector wide: [block][k][lane], zero beyond N. A block has an odd
+// number of rows, so that neighbouring blocks do not compete for the same sets of a cache. A tile is R rows by P
+// neighbouring blocks of each of G matrices ("gates"); its sums stay in registers over all of K. In every tile an entry
+// is summed in the order of k, so that results do not depend on how rows are divided.
 
 INLINE int64_t block_count(int64_t n) { return (n + kLanes - 1) / kLanes; }
 INLINE int64_t padded(int64_t n) { return block_count(n) * kLanes; }
@@ -39,10 +39,10 @@ static void pack(const float* matrix, int64_t ld, int64_t K, int64_t N, float* p
   }
 }
 
-// Packs the transpose of `matrix`, (N, K), into rows [first_row, first_row + padded K) of a packed matrix of `rows` rows; the
-// padding becomes zero.
-static void pack_transposed(const float* matrix, int64_t ld, int64_t K, int64_t N, float* packed, int64_t rows, int64_t first_row,
-                            const WorkShare& share) {
+// Packs the transpose of `matrix`, (N, K), into rows [first_row, first_row + padded K) of a packed matrix of `rows`
+// rows; the padding becomes zero.
+static void pack_transposed(const float* matrix, int64_t ld, int64_t K, int64_t N, float* packed, int64_t rows,
+                            int64_t first_row, const WorkShare& share) {
   const Span own = share_of(share, block_count(N));
   for (int64_t j = own.first; j < own.end; ++j) {
     float* block = packed + j * block_size(rows) + first_row * kLanes;
@@ -65,7 +65,9 @@ INLINE GateMatrices from_block(GateMatrices matrix, int64_t block) {
 }
 
 // The gates' matrices of N columns, a multiple of a vector, where JAX has them.
-INLINE GateMatrices gates_in_place(const float* matrix, int64_t N) { return {.data = matrix, .row = 3 * N, .block = kLanes, .gate = N}; }
+INLINE GateMatrices gates_in_place(const float* matrix, int64_t N) {
+  return {.data = matrix, .row = 3 * N, .block = kLanes, .gate = N};
+}
 
 // acc[r][p][g] += a[r] · B_g for the columns of block p, where `matrix.data` is the first block.
 template <int R, int P, int G>
@@ -89,8 +91,9 @@ INLINE void multiply(const float* const* a, int64_t K, const float* b, int64_t b
   multiply<R, P, G>(a, K, {.data = b, .row = kLanes, .block = block, .gate = gate}, acc);
 }
 
-// The most neighbouring blocks of a tile of R rows and G gates whose sums, and the weights of one k, fit in registers. A single
-// row reads its weights from memory, and takes more blocks: with few, each sum would wait for its own last addition.
+// The most neighbouring blocks of a tile of R rows and G gates whose sums, and the weights of one k, fit in registers.
+// A single row reads its weights from memory, and takes more blocks: with few, each sum would wait for its own last
+// addition.
 template <int R, int G>
 constexpr int most_blocks() {
   constexpr int fit = R == 1 ? 12 / G : (kRegisters - 1) / ((R + 1) * G), most = R == 1 ? 8 : 4;
@@ -118,9 +121,9 @@ INLINE int64_t tile_rows(const Tile& tile, int64_t row, int64_t rows, int64_t bl
 template <int G>
 INLINE int64_t tile_width(int64_t rows) {
   return rows >= kMaxTileRows ? most_blocks<kMaxTileRows, G>()
-         : rows >= 4   ? most_blocks<4, G>()
-         : rows >= 2   ? most_blocks<2, G>()
-                       : most_blocks<1, G>();
+         : rows >= 4          ? most_blocks<4, G>()
+         : rows >= 2          ? most_blocks<2, G>()
+                              : most_blocks<1, G>();
 }
 
 // How blocks [first, end) are covered: by tiles of `width` blocks, of which the last one begins at `last`.
@@ -128,8 +131,8 @@ struct TilePlan {
   int64_t width, first, last, end;
 };
 
-// For the product of every step, of K rows. A single row mostly waits for weights: its tiles are no wider than what stays in the
-// first-level cache.
+// For the product of every step, of K rows. A single row mostly waits for weights: its tiles are no wider than what
+// stays in the first-level cache.
 template <int G>
 static TilePlan tile_plan(int64_t rows, Span blocks, int64_t K) {
   constexpr int64_t kFirstLevelCache = 32 * 1024 / sizeof(float);
@@ -141,8 +144,9 @@ static TilePlan tile_plan(int64_t rows, Span blocks, int64_t K) {
           .end = blocks.end};
 }
 
-// All rows take the same blocks before the next ones, so that those stay in the first-level cache. With `back` the blocks go from
-// the last to the first: if every other step does, it begins with the blocks that the step before has left in the cache.
+// All rows take the same blocks before the next ones, so that those stay in the first-level cache. With `back` the
+// blocks go from the last to the first: if every other step does, it begins with the blocks that the step before has
+// left in the cache.
 template <int G, class Tile>
 static void for_each_tile(const Tile& tile, Span rows, const TilePlan& plan, bool back) {
   const int64_t stride = back ? -plan.width : plan.width;
@@ -174,17 +178,17 @@ struct Gemm {
     multiply<R, P, 1>(a + row, K, from_block(b, block), acc);
     unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
       int64_t column = (block + p) * kLanes;
-        store(out[row + r] + column, acc[r][p][0], N - column);
+      store(out[row + r] + column, acc[r][p][0], N - column);
     });
   }
 };
 
-// sum[i][g] += Σ_m a[m][i] b_g[m]: outer products summed over M rows, for I rows of the sum and one block of columns of each of
-// G gates. lda and ldb are the distances between two rows of a and b; `row` and `gate` those between two rows and two gates of
-// the sum.
+// sum[i][g] += Σ_m a[m][i] b_g[m]: outer products summed over M rows, for I rows of the sum and one block of columns of
+// each of G gates. lda and ldb are the distances between two rows of a and b; `row` and `gate` those between two rows
+// and two gates of the sum.
 template <int R, int G>
-INLINE void accumulate_outer_tile(const float* a, int64_t lda, const float* const (&b)[G], int64_t ldb, int64_t M, float* sum,
-                       int64_t row, int64_t gate) {
+INLINE void accumulate_outer_tile(const float* a, int64_t lda, const float* const (&b)[G], int64_t ldb, int64_t M,
+                                  float* sum, int64_t row, int64_t gate) {
   V acc[R][G];
   unrolled<R, G>([&](int r, int g) INLINE_LAMBDA { acc[r][g] = load(sum + r * row + g * gate); });
   for (int64_t m = 0; m < M; ++m) {
@@ -199,8 +203,8 @@ INLINE void accumulate_outer_tile(const float* a, int64_t lda, const float* cons
 }
 
 template <int G, int R = kMaxTileRows>
-static void accumulate_outer(const float* a, int64_t lda, const float* const (&b)[G], int64_t ldb, int64_t M, int64_t I, float* sum,
-                  int64_t row, int64_t gate) {
+static void accumulate_outer(const float* a, int64_t lda, const float* const (&b)[G], int64_t ldb, int64_t M, int64_t I,
+                             float* sum, int64_t row, int64_t gate) {
   int64_t i = 0;
   for (; i + R <= I; i += R) accumulate_outer_tile<R, G>(a + i, lda, b, ldb, M, sum + i * row, row, gate);
   if constexpr (R > 1) {

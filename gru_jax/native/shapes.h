@@ -10,7 +10,8 @@
 
 namespace gru_jax {
 
-// Compares shapes, and remembers the first wrong one. No kernel may run before it, or it would read or write beyond an array.
+// Compares shapes, and remembers the first wrong one. No kernel may run before it, or it would read or write beyond an
+// array.
 class Shapes {
  public:
   using Shape = std::initializer_list<int64_t>;
@@ -39,8 +40,10 @@ class Shapes {
   template <class Buffer>
   Shapes& has_axes(const char* name, const Buffer& buffer, size_t count) {
     const auto got = buffer.dimensions();
-    if (message_.empty() && (got.size() != count || std::any_of(got.begin(), got.end(), [](int64_t n) { return n < 1; }))) {
-      message_ = std::string("gru_jax: ") + name + " must have " + std::to_string(count) + " axes, none empty, got " + text(got);
+    if (message_.empty() &&
+        (got.size() != count || std::any_of(got.begin(), got.end(), [](int64_t n) { return n < 1; }))) {
+      message_ = std::string("gru_jax: ") + name + " must have " + std::to_string(count) + " axes, none empty, got " +
+                 text(got);
     }
     return *this;
   }

@@ -22,7 +22,8 @@ bool run_chunk(const Stages& stages, int64_t i, WorkShare& share) {
   return true;
 }
 
-// The leader runs the recurrence of every chunk, the helper prologues and epilogues; the leader does these, too, while it waits.
+// The leader runs the recurrence of every chunk, the helper prologues and epilogues; the leader does these, too, while
+// it waits.
 class Pipeline {
  public:
   explicit Pipeline(const Stages& stages) : stages_(stages), count_(stages.count) {}
@@ -54,7 +55,8 @@ class Pipeline {
   }
 
  private:
-  // Runs prologues and epilogues, or waits for the thread that does, until a condition holds; false if the pipeline was stopped.
+  // Runs prologues and epilogues, or waits for the thread that does, until a condition holds; false if the pipeline was
+  // stopped.
   template <class Condition>
   bool work_until(Condition reached) {
     std::unique_lock lock(mutex_);
@@ -70,7 +72,8 @@ class Pipeline {
     return !stopped_;
   }
 
-  void run_stage(std::unique_lock<std::mutex>& lock, const std::function<void(int64_t, const WorkShare&)>& stage, int64_t& done) {
+  void run_stage(std::unique_lock<std::mutex>& lock, const std::function<void(int64_t, const WorkShare&)>& stage,
+                 int64_t& done) {
     busy_ = true;
     lock.unlock();
     stage(done, alone_);
@@ -109,8 +112,8 @@ bool spin_until(int64_t pauses, Condition reached) {
   return false;
 }
 
-// Where other work takes the processors, waiting for a helper costs more than it saves. After each helper that was dismissed, some
-// passes of the process ask for none: 1, 3, 7, … up to 127 for dismissals in a row.
+// Where other work takes the processors, waiting for a helper costs more than it saves. After each helper that was
+// dismissed, some passes of the process ask for none: 1, 3, 7, … up to 127 for dismissals in a row.
 class HelperBackoff {
  public:
   bool allows_helper() {
@@ -131,8 +134,9 @@ class HelperBackoff {
 
 HelperBackoff helper_backoff;
 
-// The caller, which leads, and its helper. The leader begins alone. The helper joins at the first chunk that begins after its
-// arrival; then both share every stage, or form a pipeline. A helper that arrives after the end does not touch `stages`.
+// The caller, which leads, and its helper. The leader begins alone. The helper joins at the first chunk that begins
+// after its arrival; then both share every stage, or form a pipeline. A helper that arrives after the end does not
+// touch `stages`.
 class Team {
  public:
   explicit Team(const Stages& stages)
@@ -147,7 +151,8 @@ class Team {
     attempt([this] { lead(); });
     close();
     if (!failed_.load(std::memory_order_acquire)) return;
-    if (first_chunk_.load() < count_) spin_until(spin_limit_, [this] { return helper_left_.load(std::memory_order_acquire); });
+    if (first_chunk_.load() < count_)
+      spin_until(spin_limit_, [this] { return helper_left_.load(std::memory_order_acquire); });
     std::rethrow_exception(error_);
   }
 
@@ -177,7 +182,8 @@ class Team {
 
   void lead() {
     constexpr double kPause = 1000;  // ns, fifty times as long as a pause
-    for (double waited = 0; waited < stages_.duration && !arrived_.load(std::memory_order_relaxed); waited += kPause) pause();
+    for (double waited = 0; waited < stages_.duration && !arrived_.load(std::memory_order_relaxed); waited += kPause)
+      pause();
     WorkShare share;
     int64_t i = 0;
     for (; i < count_ && !joined_at(i); ++i) run_chunk(stages_, i, share);
@@ -222,8 +228,8 @@ class Team {
     barrier(share);
   }
 
-  // Whether the two processors are near enough for a barrier in every step, which saves half of the step. With states to hand over
-  // a barrier takes half as long again as here (measured), hence the factor of 3.
+  // Whether the two processors are near enough for a barrier in every step, which saves half of the step. With states
+  // to hand over a barrier takes half as long again as here (measured), hence the factor of 3.
   bool barrier_is_cheap(WorkShare& share) {
     const auto now = [] { return std::chrono::steady_clock::now(); };
     barrier(share);
@@ -239,13 +245,14 @@ class Team {
     return share.member == 0 ? team.barrier_of_leader(share) : team.barrier_of_helper();
   }
 
-  // A helper that is late more than once in 512 barriers, as where other work takes its processor, is dismissed, and the leader goes
-  // on alone.
+  // A helper that is late more than once in 512 barriers, as where other work takes its processor, is dismissed, and
+  // the leader goes on alone.
   bool barrier_of_leader(WorkShare& share) {
     const int64_t n = arrivals_[0].value.load(std::memory_order_relaxed) + 1;
     if (unreliable_) last_barrier_.store(n, std::memory_order_relaxed);
     arrivals_[0].value.store(n, std::memory_order_release);
-    if (!spin_until(spin_limit_, [this, n] { return arrivals_[1].value.load(std::memory_order_acquire) >= n || failed_; })) {
+    if (!spin_until(spin_limit_,
+                    [this, n] { return arrivals_[1].value.load(std::memory_order_acquire) >= n || failed_; })) {
       unreliable_ = ++late_ > n / 512;
     }
     if (failed_) return false;
@@ -265,7 +272,8 @@ class Team {
   const Stages& stages_;
   const int64_t count_;
   Pipeline pipeline_;
-  const int64_t spin_limit_;   // pauses of about 20 ns: an eighth of a chunk, as two shares of a stage take different times
+  const int64_t
+      spin_limit_;  // pauses of about 20 ns: an eighth of a chunk, as two shares of a stage take different times
   const double join_timeout_;  // ns that the helper waits for the leader
   int64_t late_ = 0;           // how often the helper was late
   bool unreliable_ = false;

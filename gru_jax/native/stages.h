@@ -19,11 +19,11 @@ struct Stages {
   std::function<void(int64_t, const WorkShare&)> epilogue;
 };
 
-// Runs all stages of all chunks; each stage takes the chunks in order. With `helped`, another thread is asked to do half of every
-// stage, or the prologues and epilogues, whichever is faster. Then up to kInFlight chunks are in work at a time, so that chunks i
-// and i + kInFlight may share memory; without help all may. The caller does what nobody has begun. It waits for work that another
-// thread is at and, at the beginning, a moment for the helper. What a stage or the scheduling throws is thrown here, once no thread
-// is at a stage any more.
+// Runs all stages of all chunks; each stage takes the chunks in order. With `helped`, another thread is asked to do
+// half of every stage, or the prologues and epilogues, whichever is faster. Then up to kInFlight chunks are in work at
+// a time, so that chunks i and i + kInFlight may share memory; without help all may. The caller does what nobody has
+// begun. It waits for work that another thread is at and, at the beginning, a moment for the helper. What a stage or
+// the scheduling throws is thrown here, once no thread is at a stage any more.
 constexpr int64_t kInFlight = 3;
 void run_stages(const Stages& stages, bool helped, const Schedule& schedule);
 

@@ -15,11 +15,11 @@ struct Step {
   const float* const* h_tm1;  // (rows)
   const uint8_t* mask;        // (rows) or null
   float* projected;           // (rows, 3, padded H): x W + b; reset before replaces that of z by the preactivation
-  GateMatrices recurrent;           // U
+  GateMatrices recurrent;     // U
   const float* bias;          // c, padded
   float* gated;               // (rows, padded H): r ⊙ h_in, reset before
   const float* const* gated_rows;
-  float* h_t;                 // (rows, H)
+  float* h_t;                  // (rows, H)
   const MutableSeries* saved;  // preactivations, or null
   bool stream_saved;
   int64_t t;  // the step of `saved`
@@ -55,22 +55,23 @@ struct StepAfter : Step {
     V acc[R][P][3];
     unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
       acc[r][p][0] = load(x(row + r, block + p, 0));
-        acc[r][p][1] = load(x(row + r, block + p, 1));
-        acc[r][p][2] = load(bias + (block + p) * kLanes);
+      acc[r][p][1] = load(x(row + r, block + p, 1));
+      acc[r][p][2] = load(bias + (block + p) * kLanes);
     });
     multiply<R, P, 3>(h_in + row, H, from_block(recurrent, block), acc);
     unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
       const V a_r = acc[r][p][0], q = acc[r][p][2];
-        V a_n = load(x(row + r, block + p, 2)) + q / one_plus_exponential(-a_r);
-        if constexpr (kSave) {
-          save_preactivation(kPreR, row + r, block + p, a_r);
-          save_preactivation(kPreZ, row + r, block + p, acc[r][p][1]);
-          save_preactivation(kPreN, row + r, block + p, a_n);
-          save_preactivation(kPreQ, row + r, block + p, q);
-        }
-        acc[r][p][2] = a_n;
+      V a_n = load(x(row + r, block + p, 2)) + q / one_plus_exponential(-a_r);
+      if constexpr (kSave) {
+        save_preactivation(kPreR, row + r, block + p, a_r);
+        save_preactivation(kPreZ, row + r, block + p, acc[r][p][1]);
+        save_preactivation(kPreN, row + r, block + p, a_n);
+        save_preactivation(kPreQ, row + r, block + p, q);
+      }
+      acc[r][p][2] = a_n;
     });
-    unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { finish<Activation>(row + r, block + p, acc[r][p][1], acc[r][p][2]); });
+    unrolled<R, P>([&](int r, int p)
+                       INLINE_LAMBDA { finish<Activation>(row + r, block + p, acc[r][p][1], acc[r][p][2]); });
   }
 };
 
@@ -82,18 +83,18 @@ struct StepBeforeGates : Step {
     V acc[R][P][2];
     unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
       acc[r][p][0] = load(x(row + r, block + p, 0));
-        acc[r][p][1] = load(x(row + r, block + p, 1));
+      acc[r][p][1] = load(x(row + r, block + p, 1));
     });
     multiply<R, P, 2>(h_in + row, H, from_block(recurrent, block), acc);
     unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
       int64_t column = (block + p) * kLanes;
-        V h = load(h_in[row + r] + column, H - column);
-        store(gated + (row + r) * padded_H + column, h / one_plus_exponential(-acc[r][p][0]));
-        store(x(row + r, block + p, 1), acc[r][p][1]);
-        if constexpr (kSave) {
-          save_preactivation(kPreR, row + r, block + p, acc[r][p][0]);
-          save_preactivation(kPreZ, row + r, block + p, acc[r][p][1]);
-        }
+      V h = load(h_in[row + r] + column, H - column);
+      store(gated + (row + r) * padded_H + column, h / one_plus_exponential(-acc[r][p][0]));
+      store(x(row + r, block + p, 1), acc[r][p][1]);
+      if constexpr (kSave) {
+        save_preactivation(kPreR, row + r, block + p, acc[r][p][0]);
+        save_preactivation(kPreZ, row + r, block + p, acc[r][p][1]);
+      }
     });
   }
 };
@@ -110,15 +111,16 @@ struct StepBeforeCandidate : Step {
     multiply<R, P, 1>(gated_rows + row, H, candidate, acc);
     unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
       finish<Activation>(row + r, block + p, load(x(row + r, block + p, 1)), acc[r][p][0]);
-        if constexpr (kSave) save_preactivation(kPreN, row + r, block + p, acc[r][p][0]);
+      if constexpr (kSave) save_preactivation(kPreN, row + r, block + p, acc[r][p][0]);
     });
   }
 };
 
-// A thread's share of a step; false if the other thread does the rest alone. Whether to save is a template parameter: even a branch
-// for it slows a single row down by a few per cent.
+// A thread's share of a step; false if the other thread does the rest alone. Whether to save is a template parameter:
+// even a branch for it slows a single row down by a few per cent.
 template <bool kSave, class Activation>
-static bool step_rows(const Step& step, bool reset_after, int64_t rows, const TilePlan& plan, bool back, WorkShare& share) {
+static bool step_rows(const Step& step, bool reset_after, int64_t rows, const TilePlan& plan, bool back,
+                      WorkShare& share) {
   if (reset_after) {
     for_each_tile<3>(StepAfter<kSave, Activation>{step}, rows, plan, back);
   } else {
@@ -174,8 +176,9 @@ static bool recur_states(const States& job, int64_t i, float* projected, float* 
   };
   TilePlan plan = own_plan();
   const bool streams = can_stream(job), saves = job.saved[kPreR].data;
-  const auto run_step = in.candidate == Candidate::kTanh ? (saves ? step_rows<true, Tanh> : step_rows<false, Tanh>)
-                                                          : (saves ? step_rows<true, Sigmoid> : step_rows<false, Sigmoid>);
+  const auto run_step = in.candidate == Candidate::kTanh
+                            ? (saves ? step_rows<true, Tanh> : step_rows<false, Tanh>)
+                            : (saves ? step_rows<true, Sigmoid> : step_rows<false, Sigmoid>);
   bool goes_on = true;
 
   for (int64_t s = i * chunk; goes_on && s < min((i + 1) * chunk, sizes.steps); ++s) {

@@ -1,14 +1,14 @@
-// The vjp of the state recurrence: from the cotangent of the states to those of inputs, initial state and weights, for a block of
-// rows.
+// The vjp of the state recurrence: from the cotangent of the states to those of inputs, initial state and weights, for
+// a block of rows.
 //
-// It goes back in time, by chunks of steps that fit in the second-level cache. A chunk first recomputes the gates from the inputs
-// and the states, in parallel over time; then runs the transposed linearisation back; then contracts the cotangents of the gates
-// with the left factors of their products. So a forward pass needs to save only the states, and only inputs and outputs go through
-// memory. Where it has saved the preactivations, too, the gates come from them: that saves a quarter of the products for five
-// times the memory (gru_jax/lowering.py chooses).
+// It goes back in time, by chunks of steps that fit in the second-level cache. A chunk first recomputes the gates from
+// the inputs and the states, in parallel over time; then runs the transposed linearisation back; then contracts the
+// cotangents of the gates with the left factors of their products. So a forward pass needs to save only the states, and
+// only inputs and outputs go through memory. Where it has saved the preactivations, too, the gates come from them: that
+// saves a quarter of the products for five times the memory (gru_jax/lowering.py chooses).
 
-// A chunk. Its rows are those of all its steps and sequences. Each has the left factors of the products, x | h_in | r ⊙ h_in (the
-// last one reset before), and the slots of adjoint_step.inl.
+// A chunk. Its rows are those of all its steps and sequences. Each has the left factors of the products, x | h_in | r ⊙
+// h_in (the last one reset before), and the slots of adjoint_step.inl.
 struct Chunk {
   float *gemm_lhs, *slots;
   int64_t gemm_lhs_stride, slots_stride, D, H, width, first, steps;
@@ -81,17 +81,18 @@ struct LineariseAfter : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
     V acc[R][P][3], x_n[R][P];
-    unrolled<R, P, 3>([&](int r, int p, int g) INLINE_LAMBDA { acc[r][p][g] = load(bias + g * width + (block + p) * kLanes); });
+    unrolled<R, P, 3>([&](int r, int p, int g)
+                          INLINE_LAMBDA { acc[r][p][g] = load(bias + g * width + (block + p) * kLanes); });
     multiply<R, P, 3>(rows->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
     unrolled<R, P>([&](int r, int p) INLINE_LAMBDA {
       x_n[r][p] = acc[r][p][2];
-        acc[r][p][2] = load(recurrent_bias + (block + p) * kLanes);
+      acc[r][p][2] = load(recurrent_bias + (block + p) * kLanes);
     });
     multiply<R, P, 3>(rows->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
     unrolled<R, P>([&](int i, int p) INLINE_LAMBDA {
       Gate r = gate_of(acc[i][p][0]);
-        V q = acc[i][p][2];
-        reset_after<Activation>(m + i, block + p, r, acc[i][p][1], x_n[i][p] + r.value * q, q);
+      V q = acc[i][p][2];
+      reset_after<Activation>(m + i, block + p, r, acc[i][p][1], x_n[i][p] + r.value * q, q);
     });
   }
 };
@@ -101,10 +102,12 @@ struct LineariseBeforeGates : Linearise {
   template <int R, int P>
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
     V acc[R][P][2];
-    unrolled<R, P, 2>([&](int r, int p, int g) INLINE_LAMBDA { acc[r][p][g] = load(bias + g * width + (block + p) * kLanes); });
+    unrolled<R, P, 2>([&](int r, int p, int g)
+                          INLINE_LAMBDA { acc[r][p][g] = load(bias + g * width + (block + p) * kLanes); });
     multiply<R, P, 2>(rows->inputs + m, D, column_of(kernel, block, D), block_size(D), packed_matrix(D, H), acc);
     multiply<R, P, 2>(rows->states + m, H, column_of(recurrent, block, H), block_size(H), packed_matrix(H, H), acc);
-    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA { reset_before_gates(m + i, block + p, acc[i][p][0], acc[i][p][1]); });
+    unrolled<R, P>([&](int i, int p)
+                       INLINE_LAMBDA { reset_before_gates(m + i, block + p, acc[i][p][0], acc[i][p][1]); });
   }
 };
 
@@ -115,9 +118,12 @@ struct LineariseBeforeCandidate : Linearise {
   INLINE_MEMBER void run(int64_t m, int64_t block) const {
     V acc[R][P][1];
     unrolled<R, P>([&](int r, int p) INLINE_LAMBDA { acc[r][p][0] = load(bias + 2 * width + (block + p) * kLanes); });
-    multiply<R, P, 1>(rows->inputs + m, D, column_of(kernel + 2 * packed_matrix(D, H), block, D), block_size(D), 0, acc);
-    multiply<R, P, 1>(rows->gated_states + m, H, column_of(recurrent + 2 * packed_matrix(H, H), block, H), block_size(H), 0, acc);
-    unrolled<R, P>([&](int i, int p) INLINE_LAMBDA { reset_before_candidate<Activation>(m + i, block + p, acc[i][p][0]); });
+    multiply<R, P, 1>(rows->inputs + m, D, column_of(kernel + 2 * packed_matrix(D, H), block, D), block_size(D), 0,
+                      acc);
+    multiply<R, P, 1>(rows->gated_states + m, H, column_of(recurrent + 2 * packed_matrix(H, H), block, H),
+                      block_size(H), 0, acc);
+    unrolled<R, P>([&](int i, int p)
+                       INLINE_LAMBDA { reset_before_candidate<Activation>(m + i, block + p, acc[i][p][0]); });
   }
 };
 
@@ -176,14 +182,14 @@ static void linearise(const StatesVjp& job, const Chunk& chunk, const ChunkRows&
   const Recurrence& in = job.in;
   const PackedWeights& w = in.weights;
   const Linearise to = {.chunk = &chunk,
-                         .rows = &rows,
-                         .kernel = w.kernel.data,
-                         .recurrent = w.recurrent.data,
-                         .bias = w.bias,
-                         .recurrent_bias = w.recurrent_bias,
-                         .D = chunk.D,
-                         .H = chunk.H,
-                         .width = chunk.width};
+                        .rows = &rows,
+                        .kernel = w.kernel.data,
+                        .recurrent = w.recurrent.data,
+                        .bias = w.bias,
+                        .recurrent_bias = w.recurrent_bias,
+                        .D = chunk.D,
+                        .H = chunk.H,
+                        .width = chunk.width};
   const int64_t blocks = chunk.width / kLanes;
   if (job.saved[kPreR].data) {
     linearise_saved<Activation>(job, to);
@@ -244,11 +250,11 @@ static void input_cotangents(const StatesVjp& job, const Chunk& chunk, Span rows
     out[m] = job.d_xs.data + t * job.d_xs.step + m % sizes.rows * chunk.D;
   }
   const Gemm product = {.a = a,
-                         .K = 3 * chunk.width,
-                         .b = packed_gates(job.in.weights.kernel_transposed, 3 * chunk.width, chunk.D),
-                         .init = nullptr,
-                         .out = out,
-                         .N = chunk.D};
+                        .K = 3 * chunk.width,
+                        .b = packed_gates(job.in.weights.kernel_transposed, 3 * chunk.width, chunk.D),
+                        .init = nullptr,
+                        .out = out,
+                        .N = chunk.D};
   for_each_tile<1>(product, rows, block_count(chunk.D));
 }
 
@@ -280,8 +286,8 @@ static void linearise_chunk(const StatesVjp& job, int64_t i, float* memory, cons
   (job.in.candidate == Candidate::kTanh ? linearise<Tanh> : linearise<Sigmoid>)(job, chunk, rows);
 }
 
-// The carry of rows whose step s started from h_0 or from the reset state is added to the cotangent of that, and cleared; the
-// padding, too, from which the next product would read a NaN.
+// The carry of rows whose step s started from h_0 or from the reset state is added to the cotangent of that, and
+// cleared; the padding, too, from which the next product would read a NaN.
 static void flush_at_starts(const StatesVjp& job, int64_t s, float* carry, Span columns) {
   const Sizes& sizes = job.in.sizes;
   const int64_t H = sizes.features, width = padded(H);

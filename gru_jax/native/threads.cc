@@ -21,7 +21,8 @@ void migrate_off_cpu(int processor) {
   if (processor < 0 || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
   others = allowed;
   CPU_CLR(processor, &others);
-  if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+  if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+    sched_setaffinity(0, sizeof allowed, &allowed);
 }
 #else
 int current_cpu() { return -1; }
@@ -44,8 +45,8 @@ TsanCallOrder::TsanCallOrder() { ended.load(std::memory_order_acquire); }
 TsanCallOrder::~TsanCallOrder() { ended.fetch_add(1, std::memory_order_acq_rel); }
 #endif
 
-// The closure leaves the caller's processor: where few processors share a cache, Linux may wake a thread on the processor of its waker,
-// which goes on working, and leave it there for milliseconds while another processor is idle.
+// The closure leaves the caller's processor: where few processors share a cache, Linux may wake a thread on the
+// processor of its waker, which goes on working, and leave it there for milliseconds while another processor is idle.
 bool spawn_helper(const Schedule& schedule, std::function<void()> closure) {
   struct HelperTask {
     std::function<void()> closure;

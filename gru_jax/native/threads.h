@@ -11,15 +11,17 @@
 
 namespace gru_jax {
 
-// Schedules a closure on another thread. A pool may also run it at once, on the thread that schedules it, or much later, or never.
+// Schedules a closure on another thread. A pool may also run it at once, on the thread that schedules it, or much
+// later, or never.
 using Schedule = std::function<void(std::function<void()>)>;
 
-// Schedules a closure, which must not throw, on another thread and on another processor than the caller's; denormals are flushed
-// there. On the caller's own thread it does nothing; false if the pool has run it there, so that no help will come.
+// Schedules a closure, which must not throw, on another thread and on another processor than the caller's; denormals
+// are flushed there. On the caller's own thread it does nothing; false if the pool has run it there, so that no help
+// will come.
 bool spawn_helper(const Schedule& schedule, std::function<void()> closure);
 
-// While this lives, denormal numbers count as zero. Gradients that vanish over a long time become denormal, and some processors take a
-// hundred times as long for them.
+// While this lives, denormal numbers count as zero. Gradients that vanish over a long time become denormal, and some
+// processors take a hundred times as long for them.
 class FlushDenormals {
  public:
 #if defined(__SSE__)
@@ -40,8 +42,8 @@ class FlushDenormals {
 #endif
 };
 
-// Tells the thread sanitizer that a call of a handler comes after all calls that have ended: it cannot see how XLA orders calls that
-// share arrays.
+// Tells the thread sanitizer that a call of a handler comes after all calls that have ended: it cannot see how XLA
+// orders calls that share arrays.
 class TsanCallOrder {
 #if defined(__SANITIZE_THREAD__)
  public:

@@ -15,8 +15,8 @@ typedef float Unaligned __attribute__((vector_size(GRU_VECTOR_BYTES), aligned(4)
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
-// body(i, j, …) for all 0 ≤ i < N and so on; the last index changes first. The loops are unrolled, so that arrays which `body` indexes
-// stay in registers. `body` is an INLINE_LAMBDA.
+// body(i, j, …) for all 0 ≤ i < N and so on; the last index changes first. The loops are unrolled, so that arrays which
+// `body` indexes stay in registers. `body` is an INLINE_LAMBDA.
 template <int N, int... kMore, class Body>
 INLINE void unrolled(const Body& body) {
 #pragma GCC unroll 8
@@ -47,8 +47,8 @@ INLINE void store(float* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-// A store that bypasses the caches and does not first read the memory that it overwrites. `p` must be aligned. It pays only where
-// a vector is a whole cache line. `fence` orders it before what follows.
+// A store that bypasses the caches and does not first read the memory that it overwrites. `p` must be aligned. It pays
+// only where a vector is a whole cache line. `fence` orders it before what follows.
 #if GRU_VECTOR_BYTES == 64
 constexpr bool kStreams = true;
 INLINE void stream(float* p, V v) { _mm512_stream_ps(p, (__m512)v); }
@@ -61,7 +61,8 @@ INLINE void fence() {}
 
 INLINE V splat(float x) { return x - V{}; }  // and not x + V{}, which would make 0 of −0
 
-// x within [−bound, bound]; a NaN stays one. The intrinsics are faster than the portable form's comparisons and selections.
+// x within [−bound, bound]; a NaN stays one. The intrinsics are faster than the portable form's comparisons and
+// selections.
 INLINE V clamped(V x, float bound) {
 #if GRU_VECTOR_BYTES == 64
   // The masked intrinsics, as GCC 12 warns of the plain ones.
@@ -75,7 +76,8 @@ INLINE V clamped(V x, float bound) {
 #endif
 }
 
-// eˣ with a relative error of about 2e-7 in [−87, 88]. Above, it is the value at 88; below −88 it is 0. A NaN stays one.
+// eˣ with a relative error of about 2e-7 in [−87, 88]. Above, it is the value at 88; below −88 it is 0. A NaN stays
+// one.
 INLINE V exponential(V x) {
   x = clamped(x, 88.0f);
   // eˣ = 2^(n + f), n an integer. Adding and subtracting 1.5·2²³ rounds; n is then in the low bits of `shifted`.
@@ -90,8 +92,8 @@ INLINE V exponential(V x) {
   return p * (V)(((Bits)shifted << 23) + 0x3f800000);
 }
 
-// Numerator and denominator of tanh x = x P(x²) / Q(x²), a minimax fit with a relative error of 1.3e-8 on [−8, 8]. Beyond, it is
-// the value at ±8, ±(1 − 2e-7). The denominator lies in [1, 250]. A NaN stays one.
+// Numerator and denominator of tanh x = x P(x²) / Q(x²), a minimax fit with a relative error of 1.3e-8 on [−8, 8].
+// Beyond, it is the value at ±8, ±(1 − 2e-7). The denominator lies in [1, 250]. A NaN stays one.
 struct Ratio {
   V numerator, denominator;
 };
@@ -112,8 +114,8 @@ INLINE Ratio tanh_ratio(V x) {
   return {x * p, q};
 }
 
-// σ and 1 − σ, each to full relative precision, and the derivative of σ. Where σ is saturated the derivative is exactly 0, for
-// it is multiplied by weights, which may be huge.
+// σ and 1 − σ, each to full relative precision, and the derivative of σ. Where σ is saturated the derivative is exactly
+// 0, for it is multiplied by weights, which may be huge.
 struct Gate {
   V value, rest, slope;
 };
@@ -133,8 +135,8 @@ struct ValueSlope {
   V value, slope;
 };
 
-// The activations of a candidate: `ratio` as a ratio whose denominator lies in [1, 250]; `with_slope` as a value and its
-// derivative, which is exactly 0 where the activation is saturated.
+// The activations of a candidate: `ratio` as a ratio whose denominator lies in [1, 250]; `with_slope` as a value and
+// its derivative, which is exactly 0 where the activation is saturated.
 struct Tanh {
   static INLINE_MEMBER Ratio ratio(V x) { return tanh_ratio(x); }
 

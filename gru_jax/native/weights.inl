@@ -1,5 +1,5 @@
-// Packs one set of weights from JAX's layout, kernel (D, 3H) and recurrent kernel (H, 3H) with gates r, z, n, into that of the
-// products; sums the gradients of weights back into JAX's layout.
+// Packs one set of weights from JAX's layout, kernel (D, 3H) and recurrent kernel (H, 3H) with gates r, z, n, into that
+// of the products; sums the gradients of weights back into JAX's layout.
 
 // Whether products read the matrices where JAX has them. The last vector of a gate must not reach into the next gate.
 static bool in_place(const Weights& weights) {
@@ -18,8 +18,8 @@ static void pack_bias(const float* bias, int64_t H, float* to, const WorkShare& 
   for (int64_t i = own.first; i < own.end; i += kLanes) store(to + i, bias ? load(bias + i, H - i) : V{});
 }
 
-// Uᵀ in the order of the slots of adjoint_step.inl. Reset after: one matrix of rows n, r, z. Reset before: a matrix of rows n, then
-// one of rows r, z.
+// Uᵀ in the order of the slots of adjoint_step.inl. Reset after: one matrix of rows n, r, z. Reset before: a matrix of
+// rows n, then one of rows r, z.
 static void pack_recurrent_transposed(const Weights& weights, float* to, const WorkShare& share) {
   const int64_t H = weights.features, width = padded(H);
   const float *r = weights.recurrent, *z = r + H, *n = z + H;
@@ -53,9 +53,9 @@ static PackedWeights pack_weights(const Weights& weights, float* memory, const W
   float* kernel = arena.alloc(3 * packed_matrix(D, H));
   float* recurrent = arena.alloc(3 * packed_matrix(H, H));
   PackedWeights packed = {.kernel = packed_gates(kernel, D, H),
-                   .recurrent = packed_gates(recurrent, H, H),
-                   .bias = bias,
-                   .recurrent_bias = recurrent_bias};
+                          .recurrent = packed_gates(recurrent, H, H),
+                          .bias = bias,
+                          .recurrent_bias = recurrent_bias};
   for (int64_t gate = 0; gate < 3; ++gate) {
     if (weights.kernel) pack(weights.kernel + gate * H, 3 * H, D, H, kernel + gate * packed_matrix(D, H), share);
     pack(weights.recurrent + gate * H, 3 * H, H, H, recurrent + gate * packed_matrix(H, H), share);
@@ -74,13 +74,14 @@ static PackedWeights pack_weights(const Weights& weights, float* memory, const W
   return packed;
 }
 
-// Sums the gradients of `count` blocks of rows, in their order: rows [first, last) of the D + H + 2 of `StatesVjp::d_weights`.
-static void reduce_weight_gradients(const float* partial, int64_t count, int64_t D, int64_t H, int64_t first, int64_t last,
-                   const WeightGradients& to) {
+// Sums the gradients of `count` blocks of rows, in their order: rows [first, last) of the D + H + 2 of
+// `StatesVjp::d_weights`.
+static void reduce_weight_gradients(const float* partial, int64_t count, int64_t D, int64_t H, int64_t first,
+                                    int64_t last, const WeightGradients& to) {
   const int64_t width = padded(H), row = 3 * width, size = weight_gradients_size(D, H);
   for (int64_t i = first; i < last; ++i) {
-    float* out = i < D       ? to.kernel + i * 3 * H
-                 : i < D + H ? to.recurrent + (i - D) * 3 * H
+    float* out = i < D        ? to.kernel + i * 3 * H
+                 : i < D + H  ? to.recurrent + (i - D) * 3 * H
                  : i == D + H ? to.bias
                               : to.recurrent_bias;
     for (int64_t gate = 0; gate < (i == D + H + 1 ? 1 : 3); ++gate) {

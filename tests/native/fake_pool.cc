@@ -1,5 +1,6 @@
-// Threads, stages and handlers of the native code on pools that misbehave, and where memory runs out. test_native_pool.py compiles
-// this with the sources of the extension, except the kernels: here are others, which count. The argument names a scenario.
+// Threads, stages and handlers of the native code on pools that misbehave, and where memory runs out.
+// test_native_pool.py compiles this with the sources of the extension, except the kernels: here are others, which
+// count. The argument names a scenario.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -19,7 +20,8 @@
 #include "stages.h"
 #include "targets.h"
 
-// --- Memory that runs out ---------------------------------------------------------------------------------------------------------
+// --- Memory that runs out
+// ---------------------------------------------------------------------------------------------------------
 
 std::atomic<int64_t> allocations_left{-1};  // so many succeed, and the next one fails; negative: all succeed
 std::atomic<bool> ran_out{false};
@@ -44,7 +46,8 @@ void check(bool condition, const std::string& what) {
   std::exit(1);
 }
 
-// --- Pools ------------------------------------------------------------------------------------------------------------------------
+// --- Pools
+// ------------------------------------------------------------------------------------------------------------------------
 
 using Closure = std::function<void()>;
 
@@ -127,7 +130,8 @@ const Pool kPools[] = {
     {"inline", false, [](Closure closure) { closure(); }},
     {"inline_later", false,
      [](Closure closure) {
-       // It may be what another caller waits for: two callers that run each other's closures do not come to their own work.
+       // It may be what another caller waits for: two callers that run each other's closures do not come to their own
+       // work.
        Closure other = next_waiting();
        wait_in_line(std::move(closure));
        if (other) other();
@@ -147,7 +151,8 @@ const Pool kPools[] = {
      }},
 };
 
-// --- What is run on them ----------------------------------------------------------------------------------------------------------
+// --- What is run on them
+// ----------------------------------------------------------------------------------------------------------
 
 constexpr int64_t kTasks = 50, kChunks = 9, kItems = 16;
 
@@ -167,12 +172,15 @@ struct Failing {
   int64_t member = 0;
 };
 
-// Checks that every stage of every chunk was done once, whether threads shared it or not. `step` is the time of a step in ns, about.
+// Checks that every stage of every chunk was done once, whether threads shared it or not. `step` is the time of a step
+// in ns, about.
 void run_chunks(const Schedule& schedule, double step, Failing failing) {
   std::vector<std::atomic<int>> done(3 * kChunks * kItems);
   const auto stage = [&](char name, int64_t which, int64_t i, const WorkShare& share) {
-    for (int64_t item = share.member; item < kItems; item += share.members) ++done[(which * kChunks + i) * kItems + item];
-    if (name == failing.stage && share.member == failing.member && i == kChunks / 2) throw std::runtime_error("a stage");
+    for (int64_t item = share.member; item < kItems; item += share.members)
+      ++done[(which * kChunks + i) * kItems + item];
+    if (name == failing.stage && share.member == failing.member && i == kChunks / 2)
+      throw std::runtime_error("a stage");
   };
   const Stages stages = {.count = kChunks,
                          .duration = 2e5,
@@ -237,8 +245,8 @@ void two_callers() {
   drain();
 }
 
-// Runs an action with its first allocation failing, then its second, and so on, until none fails. The action returns whether it
-// was told of the failure.
+// Runs an action with its first allocation failing, then its second, and so on, until none fails. The action returns
+// whether it was told of the failure.
 void with_failing_allocations(const std::function<bool()>& action) {
   int64_t n = 0;
   do {
@@ -256,7 +264,8 @@ void tasks_without_memory() {
   with_failing_allocations([] { return throws([] { run_chunks(kPools[0].schedule, 1e9, {}); }); });
 }
 
-// --- Handlers ---------------------------------------------------------------------------------------------------------------------
+// --- Handlers
+// ---------------------------------------------------------------------------------------------------------------------
 
 }  // namespace
 
@@ -305,15 +314,18 @@ XLA_FFI_Api fake_api() {
   return api;
 }
 
-// A call of the states' handler: so many steps, one set of weights, so many rows, and as many features of the input as of the state.
+// A call of the states' handler: so many steps, one set of weights, so many rows, and as many features of the input as
+// of the state.
 class StatesCall {
  public:
   explicit StatesCall(int64_t steps = 64, int64_t rows = 8, int64_t features = 32) : count_(steps * rows * features) {
     constexpr auto f32 = XLA_FFI_DataType_F32, pred = XLA_FFI_DataType_PRED;
     const std::vector<int64_t> states = {steps, 1, rows, features}, weights = {1, features, 3 * features}, none = {0};
-    args_ = {buffer(states, f32), buffer({1, rows, features}, f32), buffer(weights, f32), buffer(none, f32),
-             buffer(weights, f32), buffer(none, f32), buffer(none, f32), buffer(none, pred), buffer(none, pred),
-             buffer(none, f32)};
+    args_ = {buffer(states, f32),  buffer({1, rows, features}, f32),
+             buffer(weights, f32), buffer(none, f32),
+             buffer(weights, f32), buffer(none, f32),
+             buffer(none, f32),    buffer(none, pred),
+             buffer(none, pred),   buffer(none, f32)};
     rets_ = {buffer(states, f32), buffer(none, f32), buffer(none, f32), buffer(none, f32), buffer(none, f32)};
   }
 
