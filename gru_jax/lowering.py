@@ -344,7 +344,7 @@ def _pull(
         "recurrent_kernel": result("recurrent_kernel", weights, groups, features, 3 * features),
         "recurrent_bias": result("recurrent_bias", "recurrent_bias" in wrt, groups, features),
     }
-    call = jax.ffi.ffi_call("gru_jax_gradient", tuple(results.values()))
+    call = jax.ffi.ffi_call("gru_jax_states_vjp", tuple(results.values()))
     outs = call(
         *folded.all(o),
         folded.timed(hs),
@@ -376,7 +376,7 @@ def _linear(
     others = [x.shape[1:-1] for x in (*given, s)] + [(*kernel.shape[:groups], *[1] * (ndim - groups))]
     folded = _Folded(jnp.broadcast_shapes(*others), groups)
     held = _Folded(_period(folded.lead, [x.shape[1:-1] for x in given], groups), groups)
-    call = jax.ffi.ffi_call("gru_jax_linear", _array(s.shape[0], *folded.sizes, s.shape[-1]))
+    call = jax.ffi.ffi_call("gru_jax_linear_recurrence", _array(s.shape[0], *folded.sizes, s.shape[-1]))
     ys = call(
         *(held.timed(c) for c in coefficients),
         folded.weight(kernel),

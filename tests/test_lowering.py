@@ -59,7 +59,7 @@ def test_lowerings_name_the_instruction_set():
         ("gru_states", True),
         ("gru_push", False),
     ]
-    assert program(tangent, *arguments()).count("gru_jax_linear") == 1
+    assert program(tangent, *arguments()).count("gru_jax_linear_recurrence") == 1
     assert gru_jax.lowerings(run("scan"))(*arguments()) == []
 
 

@@ -210,7 +210,7 @@ OPERANDS = {
 SAVED = {"saved r": HS, "saved z": HS, "saved n": HS, "saved q": HS}
 CALLS = {
     "states": (OPERANDS, {"hs": HS, **SAVED}, {"candidate": "tanh"}),
-    "gradient": (
+    "states_vjp": (
         {**OPERANDS, "hs": HS, "ct": HS, **SAVED},
         {
             "d_xs": (5, 2, 3, 6), "d_h_0": STATE, "d_reset_state": STATE, "d_kernel": (2, 6, 12), "d_bias": (2, 12),
@@ -218,7 +218,7 @@ CALLS = {
         },
         {"candidate": "sigmoid"},
     ),
-    "linear": (
+    "linear_recurrence": (
         {
             **dict.fromkeys(["z", "r", "c_r", "c_z", "a_n"], HS), "recurrent kernel": (2, 4, 12), "dropout_mask": STATE,
             "source": HS, "mask": (5, 2, 3), "resets": (5, 2, 3),

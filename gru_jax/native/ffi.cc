@@ -290,8 +290,8 @@ XLA_FFI_Error* guarded(XLA_FFI_CallFrame* frame) noexcept {
 }
 
 constexpr Target kTargets[] = {{"gru_jax_states", guarded<states_handler>},
-                               {"gru_jax_gradient", guarded<states_vjp_handler>},
-                               {"gru_jax_linear", guarded<linear_recurrence_handler>}};
+                               {"gru_jax_states_vjp", guarded<states_vjp_handler>},
+                               {"gru_jax_linear_recurrence", guarded<linear_recurrence_handler>}};
 
 }  // namespace
 
