@@ -70,7 +70,7 @@ def test_lowerings_name_the_instruction_set():
         ("gru_states", "native"),
         ("gru_states_jvp", "xla-cpu"),
     ]
-    assert program(tangent, *arguments()).count("gru_jax_linear") == 1
+    assert program(tangent, *arguments()).count("gru_jax_linear_recurrence") == 1
     assert [x[:3] for x in gru_jax.lowerings(run("scan"))(*arguments())] == [("GRU states", "scan", "")]
 
 

@@ -125,22 +125,22 @@ def test_saturated_gates(cell, kept, keep):
 HS, NONE, STATE = (5, 2, 3, 4), (0,), (2, 3, 4)
 OPERANDS = {
     "xs": (5, 2, 3, 6), "h_0": STATE, "kernel": (2, 6, 12), "bias": (2, 12), "recurrent kernel": (2, 4, 12),
-    "recurrent bias": (2, 4), "drop": STATE, "mask": (5, 2, 3), "resets": (5, 2, 3), "reset_state": STATE,
+    "recurrent bias": (2, 4), "dropout_mask": STATE, "mask": (5, 2, 3), "resets": (5, 2, 3), "reset_state": STATE,
 }  # fmt: skip
-KEPT = {"kept r": HS, "kept z": HS, "kept n": HS, "kept q": HS}
+SAVED = {"saved r": HS, "saved z": HS, "saved n": HS, "saved q": HS}
 CALLS = {
-    "states": (OPERANDS, {"hs": HS, **KEPT}, {"candidate": "tanh"}),
-    "gradient": (
-        {**OPERANDS, "hs": HS, "ct": HS, **KEPT},
+    "states": (OPERANDS, {"hs": HS, **SAVED}, {"candidate": "tanh"}),
+    "states_vjp": (
+        {**OPERANDS, "hs": HS, "ct": HS, **SAVED},
         {
             "d_xs": (5, 2, 3, 6), "d_h_0": STATE, "d_reset_state": STATE, "d_kernel": (2, 6, 12), "d_bias": (2, 12),
             "d_recurrent_kernel": (2, 4, 12), "d_recurrent_bias": (2, 4),
         },
         {"candidate": "sigmoid"},
     ),
-    "linear": (
+    "linear_recurrence": (
         {
-            **dict.fromkeys(["z", "r", "c_r", "c_z", "a_n"], HS), "recurrent kernel": (2, 4, 12), "drop": STATE,
+            **dict.fromkeys(["z", "r", "c_r", "c_z", "a_n"], HS), "recurrent kernel": (2, 4, 12), "dropout_mask": STATE,
             "source": HS, "mask": (5, 2, 3), "resets": (5, 2, 3),
         },
         {"ys": HS},
@@ -167,7 +167,7 @@ def test_shapes_are_checked_in_cpp(handler):
     if "candidate" in attributes:
         with pytest.raises(jax.errors.JaxRuntimeError, match="candidate must be tanh or sigmoid, got relu"):
             call({}, candidate="relu")
-    optional = {"bias", "recurrent bias", "drop", "mask", "resets", "reset_state"}
+    optional = {"bias", "recurrent bias", "dropout_mask", "mask", "resets", "reset_state"}
     optional |= {"d_xs", "d_reset_state", "d_bias", "d_recurrent_bias"}
     needless = {"ys"}  # XLA leaves out a call whose only result is empty
     for name, shape in {**operands, **results}.items():

@@ -173,7 +173,7 @@ def _states_vjp(
         "recurrent_kernel": result("recurrent_kernel", weights, groups, features, 3 * features),
         "recurrent_bias": result("recurrent_bias", "recurrent_bias" in wrt, groups, features),
     }
-    call = jax.ffi.ffi_call("gru_jax_gradient", tuple(results.values()))
+    call = jax.ffi.ffi_call("gru_jax_states_vjp", tuple(results.values()))
     outs = call(
         *flat.operands(o),
         flat.series(hs),
@@ -196,7 +196,7 @@ def _linear_recurrence(
     flat, steps, features = FlatAxes(batch, weight_axes), o.source.shape[0], o.source.shape[-1]
     along_j = o._replace(source=None, dropout_mask=None)
     repeated = FlatAxes(_broadcast_period(batch, batch_shape(along_j)[0], weight_axes), weight_axes)
-    call = jax.ffi.ffi_call("gru_jax_linear", _array(steps, *flat.sizes, features))
+    call = jax.ffi.ffi_call("gru_jax_linear_recurrence", _array(steps, *flat.sizes, features))
     ys = call(
         *(repeated.series(coefficient) for coefficient in o.jac),
         flat.weight(o.recurrent_kernel),

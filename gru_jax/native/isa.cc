@@ -14,7 +14,7 @@ extern const Kernels kernels_avx2, kernels_avx512;
 
 namespace {
 
-// What the processor can run, the best first. The conditions are the flags that CMakeLists.txt compiles each with.
+// What the processor can run, the best first. The conditions match the flags in CMakeLists.txt.
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)

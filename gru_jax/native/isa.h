@@ -5,9 +5,9 @@
 
 namespace gru_jax {
 
-// The kernels in use: of the best instruction set that the processor has, or of the one that the environment variable
-// GRU_JAX_NATIVE_ISA names. The first call chooses, for the life of the process. Throws std::invalid_argument where the
-// processor has not what the variable names.
+// The kernels in use: those of the processor's best instruction set, or of the one that the environment variable
+// GRU_JAX_NATIVE_ISA names. The first call chooses for the life of the process. Throws std::invalid_argument if the
+// processor does not have the instruction set of the variable.
 const Kernels& kernels();
 
 }  // namespace gru_jax

@@ -1,5 +1,5 @@
-// The kernels, compiled once for each instruction set, whose name is GRU_ISA. Everything that they are made of has internal
-// linkage, and no header of the C++ library is included; see kernels.h.
+// The kernels, compiled once for each instruction set, whose name is GRU_ISA. All of their code has internal linkage,
+// and no header of the C++ library is included; kernels.h says why. The .inl files are its parts, in this order.
 #include "kernels.h"
 
 #include <stdint.h>
@@ -22,14 +22,16 @@
 
 namespace gru_jax {
 namespace {
+// clang-format off: the order matters
 #include "vector.inl"
 #include "product.inl"
-#include "walk.inl"
+#include "chunks.inl"
 #include "states.inl"
-#include "pull.inl"
-#include "gradient.inl"
-#include "linear.inl"
+#include "adjoint_step.inl"
+#include "states_vjp.inl"
+#include "linear_recurrence.inl"
 #include "weights.inl"
+// clang-format on
 }  // namespace
 
 extern const Kernels GRU_NAME(kernels_, GRU_ISA);
@@ -37,21 +39,21 @@ const Kernels GRU_NAME(kernels_, GRU_ISA) = {
     .name = GRU_STRING(GRU_ISA),
     .packed_size = packed_size,
     .pack = pack_weights,
-    .gradient_size = gradient_size,
-    .reduce = reduce,
+    .weight_gradients_size = weight_gradients_size,
+    .reduce_weight_gradients = reduce_weight_gradients,
     .chunks = chunks,
     .states = {.chunk_size = projected_size,
                .carry_size = states_carry_size,
-               .ahead = project,
-               .walk = walk_states,
-               .behind = leave},
-    .gradient = {.chunk_size = chunk_size,
-                 .carry_size = gradient_carry_size,
-                 .ahead = linearise_chunk,
-                 .walk = walk_back,
-                 .behind = contract},
-    .linear_scratch = linear_scratch,
-    .linear = linear,
+               .prologue = project_chunk,
+               .recur = recur_states,
+               .epilogue = noop_epilogue},
+    .states_vjp = {.chunk_size = vjp_chunk_size,
+                   .carry_size = vjp_carry_size,
+                   .prologue = linearise_chunk,
+                   .recur = recur_adjoint,
+                   .epilogue = contract_chunk},
+    .linear_recurrence_scratch = linear_recurrence_scratch,
+    .linear_recurrence = linear_recurrence,
 };
 
 }  // namespace gru_jax

@@ -1,10 +1,10 @@
-// The interface between the handlers, compiled once, and the kernels, compiled once for each instruction set.
+// The interface between the FFI handlers, compiled once, and the kernels, compiled once for each instruction set.
 //
-// Nothing but plain data crosses it, and this header includes nothing that holds code: an inline function that two
-// instruction sets share would be merged by the linker, and might then run where its instructions do not exist.
+// Only plain data crosses it, and this header includes nothing that contains code: the linker would merge an inline
+// function that two instruction sets share, and might keep the copy whose instructions the processor does not have.
 //
-// Axes: T steps, B rows (sequences), D features of the input, H of the state. All arrays are row-major, float32. A kernel
-// runs a part of the rows of one group (of weights); its pointers are those of the part's first row.
+// Axes: T steps, B rows (sequences), D input features, H state features. All arrays are row-major float32. A kernel
+// runs one block of rows that use one set of weights; its pointers are those of the block's first row.
 #ifndef GRU_JAX_NATIVE_KERNELS_H_
 #define GRU_JAX_NATIVE_KERNELS_H_
 
@@ -13,7 +13,7 @@
 
 namespace gru_jax {
 
-// An array (T, ..., row, width): `step` is the distance of two steps; rows lie side by side.
+// An array (T, ..., row, width). `step` is the distance between two steps; rows are contiguous.
 struct Series {
   const float* data = nullptr;
   int64_t step = 0;
@@ -24,27 +24,27 @@ struct MutableSeries {
   int64_t step = 0;
 };
 
-// Booleans (T, ..., row); null where there are none.
+// Booleans (T, ..., row); `data` is null where they are not given.
 struct Flags {
   const uint8_t* data;
   int64_t step;
 };
 
-// Matrices of the gates, side by side, as products read them: in blocks of columns, one vector wide. The distances of two rows of
-// a block, of two blocks, and of two gates.
-struct Matrix {
+// The matrices of the gates in the layout that products read: blocks of columns, one vector wide. The members are the
+// distances between two rows of a block, two blocks, and two gates.
+struct GateMatrices {
   const float* data;
   int64_t row, block, gate;
 };
 
-// Weights of one group as products read them; see `pack_weights`.
-struct Packed {
-  Matrix kernel;                       // W: x to the three gates
-  const float* kernel_transposed = nullptr;  // Wᵀ: cotangents of the gates to that of x
-  Matrix recurrent;                    // U: h to the three gates
+// One set of weights in the layout that products read; see `pack_weights`.
+struct PackedWeights {
+  GateMatrices kernel;                          // W: from x to the three gates
+  const float* kernel_transposed = nullptr;     // Wᵀ: from the cotangents of the gates to that of x
+  GateMatrices recurrent;                       // U: from h to the three gates
   const float* recurrent_transposed = nullptr;  // Uᵀ
-  const float* bias;                   // b (3, padded H)
-  const float* recurrent_bias;         // c (padded H)
+  const float* bias;                            // b, (3, padded H)
+  const float* recurrent_bias;                  // c, (padded H)
 };
 
 struct Sizes {
@@ -52,100 +52,106 @@ struct Sizes {
   bool reset_after, reverse;
 };
 
-// What a cell's candidate is the activation of.
+// The activation φ of the candidate.
 enum class Candidate { kTanh, kSigmoid };
 
-// What both passes read.
+// What the states and their vjp both read.
 struct Recurrence {
   Sizes sizes;
   Candidate candidate;
   Series xs;
   const float* h_0;
-  const float* reset_state;  // takes the place of the state before a step that resets
-  int64_t reset_row;         // the distance of its rows, 0 if all rows share one
-  const float* drop;         // null where there is none
+  const float* reset_state;   // the state before a step that resets
+  int64_t reset_row;          // the distance between its rows; 0 if all rows share one
+  const float* dropout_mask;  // null where there is none
   Flags mask, resets;
-  Packed weights;
+  PackedWeights weights;
 };
 
-// The preactivations of r, z and n, and q = h U_n + c, which the reset gate multiplies; q is null in reset before, and all
-// are where they are not kept.
-enum Kept { kKeptR = 0, kKeptZ = 1, kKeptN = 2, kKeptQ = 3, kKept = 4 };
+// The preactivations of r, z and n, and q = h U_n + c, which the reset gate multiplies. Reset before has no q.
+enum Preactivation { kPreR = 0, kPreZ = 1, kPreN = 2, kPreQ = 3, kPreactivations = 4 };
 
 struct States {
   Recurrence in;
-  MutableSeries hs, kept[kKept];
-  bool past_caches;  // whether what is kept had better not go through them
+  MutableSeries hs;
+  MutableSeries saved[kPreactivations];  // null where they are not saved
+  bool stream_saved;                     // whether saved preactivations bypass the caches
 };
 
-// Sums over a part's steps and rows, in rows of 3 padded H: D rows of dW, H rows of dU, one of db, one of dc.
-struct Gradient {
+struct StatesVjp {
   Recurrence in;
-  Series hs, ct, kept[kKept];
-  MutableSeries d_xs;  // null where it is not asked for
+  Series hs, ct;
+  Series saved[kPreactivations];  // null where they were not saved
+  MutableSeries d_xs;             // null where it is not asked for
   float* d_h_0;
   float* d_reset_state;  // null where it is not asked for
-  float* d_weights;      // null where none is asked for
+  float* d_weights;  // null where none is asked for; else D rows of dW, H of dU, one of db, one of dc, each 3 padded H
+                     // wide
 };
 
-struct Linear {
-  Sizes sizes;                  // in_features and xs are not used
-  Series coefficients[5];       // z, r, c_r, c_z, a_n: (T, period, H)
-  Flags mask, resets;           // (T, period)
-  int64_t first_row, period;    // row i of the part reads row (first_row + i) % period of the coefficients and the flags
-  const float* drop;
+struct LinearRecurrence {
+  Sizes sizes;                // in_features is not used
+  Series coefficients[5];     // z, r, c_r, c_z, a_n: (T, period, H)
+  Flags mask, resets;         // (T, period)
+  int64_t first_row, period;  // row i of the block reads row (first_row + i) % period of the coefficients and the flags
+  const float* dropout_mask;
   Series source;
-  Packed weights;
+  PackedWeights weights;
   MutableSeries ys;
 };
 
 struct Weights {
   int64_t in_features, features;
-  const float *kernel = nullptr, *recurrent = nullptr, *bias = nullptr, *recurrent_bias = nullptr;  // biases may be null
+  const float *kernel = nullptr, *recurrent = nullptr, *bias = nullptr,
+              *recurrent_bias = nullptr;  // biases may be null
   bool reset_after;
-  bool transposed;  // whether the transposed matrices are wanted too
-  bool few_uses;    // whether they are used so few times that copying them would not pay
+  bool transposed;  // whether the transposed matrices are needed, too
+  bool few_uses;    // whether the weights are used so few times that copying them would not pay
 };
 
 struct WeightGradients {
   float *kernel, *recurrent, *bias, *recurrent_bias;
 };
 
-// Which share of some work a thread does: all of it, or that of one member of several. Two that do each stage of a part together
-// divide rows over steps and sequences where these do not depend on each other, and columns of the recurrence, of which each step
-// needs all of the step before: so they meet, and see then what the other has written.
-struct Share {
+// The share of some work that a thread does: all of it, or that of one member of several. Two threads that do every
+// stage of a block together divide steps and rows where these are independent. In the recurrence they divide columns.
+// As each step needs all columns of the step before, they meet at a barrier, behind which each sees what the other has
+// written.
+struct WorkShare {
   int64_t member = 0, members = 1;
-  bool (*meet)(Share&) = nullptr;  // false: what follows is left to the other, alone; `members` may have changed in the one that goes on
+  // False if the other thread does the rest alone. In the thread that goes on, `members` may have changed.
+  bool (*barrier)(WorkShare&) = nullptr;
   void* team = nullptr;
 };
 
-// A pass over all steps of a part, in chunks of time, i = 0, 1, … in the direction of the pass. What a chunk needs before the
-// recurrence, and what is made of it thereafter, is parallel over time: `ahead` and `behind`, which another thread may do. Only
-// `walk` must see the chunks one after the other; it is false if it was left to the other of two threads. Between two stages of
-// a chunk these meet, too. Sizes are in floats, and enough for a part of fewer rows, too.
+// A pass over all steps of a block of rows, in chunks of time i = 0, 1, … in the direction of the pass. `prologue` is
+// what a chunk needs before the recurrence, `epilogue` what is computed from it afterwards: both are parallel over
+// time, and another thread may do them. Only `recur` must see the chunks one after the other; it returns false if the
+// other thread goes on alone. Two threads also meet at a barrier between two stages of a chunk. Sizes are in floats;
+// that of a block is enough for one of fewer rows.
 template <class Job>
 struct Pass {
-  int64_t (*chunk_size)(const Sizes&);  // of the memory that hands a chunk on from stage to stage
-  int64_t (*carry_size)(const Sizes&);  // of the memory that the walk keeps from chunk to chunk
-  void (*ahead)(const Job&, int64_t i, float* chunk, const Share&);
-  bool (*walk)(const Job&, int64_t i, float* chunk, float* carry, Share&);
-  void (*behind)(const Job&, int64_t i, float* chunk, const Share&);
+  int64_t (*chunk_size)(const Sizes&);  // memory that stages of one chunk hand on
+  int64_t (*carry_size)(const Sizes&);  // memory that `recur` keeps between chunks
+  void (*prologue)(const Job&, int64_t i, float* chunk, const WorkShare&);
+  bool (*recur)(const Job&, int64_t i, float* chunk, float* carry, WorkShare&);
+  void (*epilogue)(const Job&, int64_t i, float* chunk, const WorkShare&);
 };
 
-// One instruction set's kernels. Memory is aligned to 64 bytes; that of `linear` is `linear_scratch` floats.
+// The kernels of one instruction set. Memory is aligned to 64 bytes; that of `linear_recurrence` is
+// `linear_recurrence_scratch` floats.
 struct Kernels {
   const char* name;
   int64_t (*packed_size)(const Weights&);
-  Packed (*pack)(const Weights&, float* memory, const Share&);
-  int64_t (*gradient_size)(int64_t in_features, int64_t features);
-  void (*reduce)(const float* partial, int64_t parts, int64_t in_features, int64_t features, int64_t first,
-                 int64_t last, const WeightGradients& to);
+  PackedWeights (*pack)(const Weights&, float* memory, const WorkShare&);
+  int64_t (*weight_gradients_size)(int64_t in_features, int64_t features);
+  void (*reduce_weight_gradients)(const float* partial, int64_t count, int64_t in_features, int64_t features,
+                                  int64_t first, int64_t last, const WeightGradients& to);
   int64_t (*chunks)(const Sizes&);  // of a pass
   Pass<States> states;
-  Pass<Gradient> gradient;
-  int64_t (*linear_scratch)(const Sizes&);
-  void (*linear)(const Linear&, bool transposed, float* scratch);
+  Pass<StatesVjp> states_vjp;
+  int64_t (*linear_recurrence_scratch)(const Sizes&);
+  void (*linear_recurrence)(const LinearRecurrence&, bool transposed, float* scratch);
 };
 
 }  // namespace gru_jax

@@ -1,4 +1,5 @@
-// The Python module gru_jax._native; see _native.pyi. In the limited API: one binary serves every Python from 3.11 on.
+// The Python module gru_jax._native; see _native.pyi. It uses the limited API: one binary serves every Python from 3.11
+// on.
 #include <Python.h>
 
 #include <exception>
@@ -9,7 +10,7 @@
 namespace gru_jax {
 namespace {
 
-// The name of the instruction set in use; null with a Python error set where it cannot be chosen.
+// The name of the instruction set in use; null, with a Python error, if it cannot be chosen.
 const char* chosen_isa() {
   try {
     return kernels().name;
@@ -28,7 +29,7 @@ PyObject* handlers(PyObject*, PyObject*) {
   if (!chosen_isa()) return nullptr;
   PyObject* dict = PyDict_New();
   for (const Target& target : targets()) {
-    // JAX wants a capsule without a name: jax.ffi.pycapsule.
+    // Without a name, as jax.ffi.pycapsule makes it.
     PyObject* capsule = dict ? PyCapsule_New(reinterpret_cast<void*>(target.handler), nullptr, nullptr) : nullptr;
     if (!capsule || PyDict_SetItemString(dict, target.name, capsule) < 0) Py_CLEAR(dict);
     Py_XDECREF(capsule);

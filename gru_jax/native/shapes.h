@@ -10,7 +10,8 @@
 
 namespace gru_jax {
 
-// Compares shapes, and remembers the first that is wrong. No kernel may run before: it would read or write beyond an array.
+// Compares shapes, and remembers the first wrong one. No kernel may run before it, or it would read or write beyond an
+// array.
 class Shapes {
  public:
   using Shape = std::initializer_list<int64_t>;
@@ -24,13 +25,13 @@ class Shapes {
     return *this;
   }
 
-  // Of one that is empty where it is not given.
+  // Of a buffer that is empty where it is not given.
   template <class Buffer>
   Shapes& may_have(const char* name, const Buffer& buffer, Shape expected) {
     return buffer.element_count() == 0 ? *this : has(name, buffer, expected);
   }
 
-  // Of one that there must be in some cases only.
+  // Of a buffer that is required if `given`, and must be empty otherwise.
   template <class Buffer>
   Shapes& has_if(bool given, const char* name, const Buffer& buffer, Shape expected) {
     return given ? has(name, buffer, expected) : has(name, buffer, {0});
@@ -39,8 +40,10 @@ class Shapes {
   template <class Buffer>
   Shapes& has_axes(const char* name, const Buffer& buffer, size_t count) {
     const auto got = buffer.dimensions();
-    if (message_.empty() && (got.size() != count || std::any_of(got.begin(), got.end(), [](int64_t n) { return n < 1; }))) {
-      message_ = std::string("gru_jax: ") + name + " must have " + std::to_string(count) + " axes, none empty, got " + text(got);
+    if (message_.empty() &&
+        (got.size() != count || std::any_of(got.begin(), got.end(), [](int64_t n) { return n < 1; }))) {
+      message_ = std::string("gru_jax: ") + name + " must have " + std::to_string(count) + " axes, none empty, got " +
+                 text(got);
     }
     return *this;
   }

@@ -13,38 +13,41 @@
 namespace gru_jax {
 namespace {
 
-// A thread's share of a chunk; false if the rest is left to the other.
-bool chunk(const Stages& stages, int64_t i, Share& share) {
-  stages.ahead(i, share);
-  if (share.members > 1 && !share.meet(share)) return false;
-  if (!stages.walk(i, share)) return false;
-  stages.behind(i, share);
+// A thread's share of a chunk; false if the other thread does the rest alone.
+bool run_chunk(const Stages& stages, int64_t i, WorkShare& share) {
+  stages.prologue(i, share);
+  if (share.members > 1 && !share.barrier(share)) return false;
+  if (!stages.recur(i, share)) return false;
+  stages.epilogue(i, share);
   return true;
 }
 
-// One thread walks, another works ahead of it and behind it; both do what else there is while they would wait. From chunk `first` on.
-class Line {
+// The leader runs the recurrence of every chunk, the helper prologues and epilogues; the leader does these, too, while
+// it waits.
+class Pipeline {
  public:
-  explicit Line(const Stages& stages) : stages_(stages), count_(stages.count) {}
+  explicit Pipeline(const Stages& stages) : stages_(stages), count_(stages.count) {}
 
-  void start(int64_t first) { ahead_ = walked_ = behind_ = first; }
+  // Begins with chunk `first`.
+  void start(int64_t first) { prologues_ = recurred_ = epilogues_ = first; }
 
-  void walk() {
-    for (int64_t i = walked_; i < count_; ++i) {
-      if (!aside_until([this, i] { return ahead_ > i; })) return;
-      stages_.walk(i, alone_);
+  void run_recurrence() {
+    for (int64_t i = recurred_; i < count_; ++i) {
+      if (!work_until([this, i] { return prologues_ > i; })) return;
+      stages_.recur(i, alone_);
       const std::lock_guard lock(mutex_);
-      walked_ = i + 1;
+      recurred_ = i + 1;
       changed_.notify_all();
     }
-    help();
+    run_others();
   }
 
-  void help() {
-    aside_until([this] { return behind_ == count_; });
+  // Prologues and epilogues, up to the last one.
+  void run_others() {
+    work_until([this] { return epilogues_ == count_; });
   }
 
-  // Lets both threads go.
+  // Makes both threads return.
   void stop() {
     const std::lock_guard lock(mutex_);
     stopped_ = true;
@@ -52,15 +55,16 @@ class Line {
   }
 
  private:
-  // Works ahead of the walk or behind it, or waits for who does, until a condition holds; false if all was stopped.
+  // Runs prologues and epilogues, or waits for the thread that does, until a condition holds; false if the pipeline was
+  // stopped.
   template <class Condition>
-  bool aside_until(Condition reached) {
+  bool work_until(Condition reached) {
     std::unique_lock lock(mutex_);
     while (!stopped_ && !reached()) {
-      if (!busy_ && ahead_ < std::min(count_, behind_ + kInFlight)) {
-        aside(lock, stages_.ahead, ahead_);
-      } else if (!busy_ && behind_ < walked_) {
-        aside(lock, stages_.behind, behind_);
+      if (!busy_ && prologues_ < std::min(count_, epilogues_ + kInFlight)) {
+        run_stage(lock, stages_.prologue, prologues_);
+      } else if (!busy_ && epilogues_ < recurred_) {
+        run_stage(lock, stages_.epilogue, epilogues_);
       } else {
         changed_.wait(lock);
       }
@@ -68,7 +72,8 @@ class Line {
     return !stopped_;
   }
 
-  void aside(std::unique_lock<std::mutex>& lock, const std::function<void(int64_t, const Share&)>& stage, int64_t& done) {
+  void run_stage(std::unique_lock<std::mutex>& lock, const std::function<void(int64_t, const WorkShare&)>& stage,
+                 int64_t& done) {
     busy_ = true;
     lock.unlock();
     stage(done, alone_);
@@ -82,10 +87,10 @@ class Line {
   const int64_t count_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  Share alone_;
-  bool busy_ = false;  // whether a thread is ahead or behind
+  WorkShare alone_;
+  bool busy_ = false;  // whether a thread is at a prologue or an epilogue
   bool stopped_ = false;
-  int64_t ahead_ = 0, walked_ = 0, behind_ = 0;
+  int64_t prologues_ = 0, recurred_ = 0, epilogues_ = 0;  // how many chunks are done
 };
 
 void pause() {
@@ -96,7 +101,7 @@ void pause() {
 #endif
 }
 
-// Waits for what another thread will do within a fraction of a step if it runs; false if that took longer, so that it did not.
+// Waits until a condition holds; false if that took more than so many pauses, as where the other thread does not run.
 template <class Condition>
 bool spin_until(int64_t pauses, Condition reached) {
   for (int64_t i = 0; i < pauses; ++i) {
@@ -107,17 +112,17 @@ bool spin_until(int64_t pauses, Condition reached) {
   return false;
 }
 
-// Where other work takes the processors, waiting for a helper costs more than it does: after each that was sent away so many
-// passes of the process ask for none, twice as many each time in a row.
-class Distrust {
+// Where other work takes the processors, waiting for a helper costs more than it saves. After each helper that was
+// dismissed, some passes of the process ask for none: 1, 3, 7, … up to 127 for dismissals in a row.
+class HelperBackoff {
  public:
-  bool allows() {
+  bool allows_helper() {
     const int64_t left = left_.load(std::memory_order_relaxed);
     if (left > 0) left_.store(left - 1, std::memory_order_relaxed);
     return left <= 0;
   }
 
-  void learn(bool reliable) {
+  void record(bool reliable) {
     const int64_t next = reliable ? 0 : std::min<int64_t>(2 * passes_.load(std::memory_order_relaxed) + 1, 127);
     passes_.store(next, std::memory_order_relaxed);
     left_.store(next, std::memory_order_relaxed);
@@ -127,41 +132,43 @@ class Distrust {
   std::atomic<int64_t> passes_{0}, left_{0};
 };
 
-Distrust distrust;
+HelperBackoff helper_backoff;
 
-// The caller and its helper. The caller begins alone; the helper joins at the first chunk that begins when it is there, and does
-// half of every stage, or works aside. A helper that comes after the end does not touch `stages`.
+// The caller, which leads, and its helper. The leader begins alone. The helper joins at the first chunk that begins
+// after its arrival; then both share every stage, or form a pipeline. A helper that arrives after the end does not
+// touch `stages`.
 class Team {
  public:
   explicit Team(const Stages& stages)
       : stages_(stages),
         count_(stages.count),
-        line_(stages),
-        patience_(std::max(2048.0, stages.duration / stages.count / 160)),
-        limit_(4 * stages.duration + 1e6) {}
+        pipeline_(stages),
+        spin_limit_(std::max(2048.0, stages.duration / stages.count / 160)),
+        join_timeout_(4 * stages.duration + 1e6) {}
 
-  // Throws what a stage of either thread has thrown, once the other has left.
-  void lead() {
-    attempt([this] { lead_all(); });
-    dismiss();
+  // Throws what a stage of either thread has thrown, once the helper has left.
+  void run_as_leader() {
+    attempt([this] { lead(); });
+    close();
     if (!failed_.load(std::memory_order_acquire)) return;
-    if (begin_.load() < count_) spin_until(patience_, [this] { return gone_.load(std::memory_order_acquire); });
+    if (first_chunk_.load() < count_)
+      spin_until(spin_limit_, [this] { return helper_left_.load(std::memory_order_acquire); });
     std::rethrow_exception(error_);
   }
 
-  void follow() noexcept {
-    attempt([this] { follow_all(); });
-    gone_.store(true, std::memory_order_release);
+  void run_as_helper() noexcept {
+    attempt([this] { help(); });
+    helper_left_.store(true, std::memory_order_release);
   }
 
   // A helper that has not joined yet never will.
-  void dismiss() {
+  void close() {
     int64_t undecided = -1;
-    begin_.compare_exchange_strong(undecided, count_);
+    first_chunk_.compare_exchange_strong(undecided, count_);
   }
 
  private:
-  // Does something; an exception lets both threads go.
+  // Runs an action; an exception makes both threads return.
   template <class Action>
   void attempt(Action action) noexcept {
     try {
@@ -169,127 +176,130 @@ class Team {
     } catch (...) {
       if (failed_.exchange(true)) return;
       error_ = std::current_exception();
-      line_.stop();
+      pipeline_.stop();
     }
   }
 
-  void lead_all() {
+  void lead() {
     constexpr double kPause = 1000;  // ns, fifty times as long as a pause
-    for (double waited = 0; waited < stages_.duration && !arrived_.load(std::memory_order_relaxed); waited += kPause) pause();
-    Share share;
+    for (double waited = 0; waited < stages_.duration && !arrived_.load(std::memory_order_relaxed); waited += kPause)
+      pause();
+    WorkShare share;
     int64_t i = 0;
-    for (; i < count_ && !joined_at(i); ++i) chunk(stages_, i, share);
+    for (; i < count_ && !joined_at(i); ++i) run_chunk(stages_, i, share);
     if (i == count_) return;
-    share = {.member = 0, .members = 2, .meet = meet, .team = this};
-    half_.store(are_near(share), std::memory_order_relaxed);
-    meet(share);  // one more than kTrials, after which the helper knows
-    if (half_.load(std::memory_order_relaxed)) {
-      while (i < count_ && chunk(stages_, i, share)) ++i;
-      meet(share);
+    share = {.member = 0, .members = 2, .barrier = barrier, .team = this};
+    splits_stages_.store(barrier_is_cheap(share), std::memory_order_relaxed);
+    barrier(share);  // after it, the helper sees the decision
+    if (splits_stages_.load(std::memory_order_relaxed)) {
+      while (i < count_ && run_chunk(stages_, i, share)) ++i;
+      barrier(share);
     } else {
-      line_.walk();
+      pipeline_.run_recurrence();
     }
-    distrust.learn(share.members == 2);
+    helper_backoff.record(share.members == 2);
   }
 
-  // Whether the helper is there to begin with chunk i.
+  // Whether the helper has arrived, and begins with chunk i.
   bool joined_at(int64_t i) {
     if (!arrived_.load(std::memory_order_acquire)) return false;
-    line_.start(i);
+    pipeline_.start(i);
     int64_t undecided = -1;
-    return begin_.compare_exchange_strong(undecided, i);
+    return first_chunk_.compare_exchange_strong(undecided, i);
   }
 
-  // A helper gives up where the caller does not come to the next chunk, which may wait for what this thread would do instead.
-  void follow_all() {
+  // The helper gives up if the leader does not come to its next chunk: it may wait for other work of this very thread.
+  void help() {
     using Clock = std::chrono::steady_clock;
     arrived_.store(true, std::memory_order_release);
-    const auto late = Clock::now() + std::chrono::duration<double, std::nano>(limit_);
-    spin_until(patience_, [&] { return begin_.load(std::memory_order_acquire) >= 0 || Clock::now() > late; });
-    dismiss();
-    int64_t i = begin_.load(std::memory_order_acquire);
+    const auto late = Clock::now() + std::chrono::duration<double, std::nano>(join_timeout_);
+    spin_until(spin_limit_, [&] { return first_chunk_.load(std::memory_order_acquire) >= 0 || Clock::now() > late; });
+    close();
+    int64_t i = first_chunk_.load(std::memory_order_acquire);
     if (i == count_) return;
-    Share share = {.member = 1, .members = 2, .meet = meet, .team = this};
+    WorkShare share = {.member = 1, .members = 2, .barrier = barrier, .team = this};
     for (int trial = 0; trial <= kTrials; ++trial) {
-      if (!meet(share)) return;
+      if (!barrier(share)) return;
     }
-    if (!half_.load(std::memory_order_relaxed)) return line_.help();
+    if (!splits_stages_.load(std::memory_order_relaxed)) return pipeline_.run_others();
     for (; i < count_; ++i) {
-      if (!chunk(stages_, i, share)) return;
+      if (!run_chunk(stages_, i, share)) return;
     }
-    meet(share);
+    barrier(share);
   }
 
-  // Whether the processors of the two are near enough each other for a meeting in every step, which saves half of it: with states
-  // to hand over a meeting takes half as long again as without (measured).
-  bool are_near(Share& share) {
+  // Whether the two processors are near enough for a barrier in every step, which saves half of the step. With states
+  // to hand over a barrier takes half as long again as here (measured), hence the factor of 3.
+  bool barrier_is_cheap(WorkShare& share) {
     const auto now = [] { return std::chrono::steady_clock::now(); };
-    meet(share);
+    barrier(share);
     const auto before = now();
-    for (int trial = 1; trial < kTrials; ++trial) meet(share);
-    const double meeting = std::chrono::duration<double, std::nano>(now() - before).count() / (kTrials - 1);
-    return 3 * meeting < stages_.step;
+    for (int trial = 1; trial < kTrials; ++trial) barrier(share);
+    const double barrier_ns = std::chrono::duration<double, std::nano>(now() - before).count() / (kTrials - 1);
+    return 3 * barrier_ns < stages_.step;
   }
 
-  static bool meet(Share& share) {
+  static bool barrier(WorkShare& share) {
     if (share.members == 1) return true;
     Team& team = *static_cast<Team*>(share.team);
-    return share.member == 0 ? team.meet_helper(share) : team.meet_caller();
+    return share.member == 0 ? team.barrier_of_leader(share) : team.barrier_of_helper();
   }
 
-  // A helper that is late, as where other work takes its processor, but for once in many times, is sent away; the caller goes on
-  // alone.
-  bool meet_helper(Share& share) {
-    const int64_t n = met_[0].value.load(std::memory_order_relaxed) + 1;
-    if (unreliable_) last_.store(n, std::memory_order_relaxed);
-    met_[0].value.store(n, std::memory_order_release);
-    if (!spin_until(patience_, [this, n] { return met_[1].value.load(std::memory_order_acquire) >= n || failed_; })) {
+  // A helper that is late more than once in 512 barriers, as where other work takes its processor, is dismissed, and
+  // the leader goes on alone.
+  bool barrier_of_leader(WorkShare& share) {
+    const int64_t n = arrivals_[0].value.load(std::memory_order_relaxed) + 1;
+    if (unreliable_) last_barrier_.store(n, std::memory_order_relaxed);
+    arrivals_[0].value.store(n, std::memory_order_release);
+    if (!spin_until(spin_limit_,
+                    [this, n] { return arrivals_[1].value.load(std::memory_order_acquire) >= n || failed_; })) {
       unreliable_ = ++late_ > n / 512;
     }
     if (failed_) return false;
-    if (last_.load(std::memory_order_relaxed) == n) share.members = 1;
+    if (last_barrier_.load(std::memory_order_relaxed) == n) share.members = 1;
     return true;
   }
 
-  bool meet_caller() {
-    const int64_t n = met_[1].value.load(std::memory_order_relaxed) + 1;
-    met_[1].value.store(n, std::memory_order_release);
-    spin_until(patience_, [this, n] { return met_[0].value.load(std::memory_order_acquire) >= n || failed_; });
-    return !failed_ && last_.load(std::memory_order_relaxed) != n;
+  bool barrier_of_helper() {
+    const int64_t n = arrivals_[1].value.load(std::memory_order_relaxed) + 1;
+    arrivals_[1].value.store(n, std::memory_order_release);
+    spin_until(spin_limit_, [this, n] { return arrivals_[0].value.load(std::memory_order_acquire) >= n || failed_; });
+    return !failed_ && last_barrier_.load(std::memory_order_relaxed) != n;
   }
 
   static constexpr int kTrials = 9;
 
   const Stages& stages_;
   const int64_t count_;
-  Line line_;
-  const int64_t patience_;  // pauses, of about 20 ns: an eighth of a chunk, as halves of a stage need not take the same time
-  const double limit_;      // ns that the helper waits for the caller
-  int64_t late_ = 0;  // how often the helper came late
+  Pipeline pipeline_;
+  const int64_t
+      spin_limit_;  // pauses of about 20 ns: an eighth of a chunk, as two shares of a stage take different times
+  const double join_timeout_;  // ns that the helper waits for the leader
+  int64_t late_ = 0;           // how often the helper was late
   bool unreliable_ = false;
-  std::atomic<bool> arrived_{false}, half_{false}, gone_{false}, failed_{false};
-  std::exception_ptr error_;                                        // of the first that failed
-  std::atomic<int64_t> begin_{-1};                                  // the helper's first chunk, once decided; count_: it does not join
-  std::atomic<int64_t> last_{std::numeric_limits<int64_t>::max()};  // the meeting after which it is sent away
+  std::atomic<bool> arrived_{false}, splits_stages_{false}, helper_left_{false}, failed_{false};
+  std::exception_ptr error_;              // of the thread that failed first
+  std::atomic<int64_t> first_chunk_{-1};  // the helper's first chunk, once decided; count_ if it does not join
+  std::atomic<int64_t> last_barrier_{std::numeric_limits<int64_t>::max()};  // after it, the helper is dismissed
   struct alignas(64) Count {
     std::atomic<int64_t> value{0};
-  } met_[2];  // how often each has come to a meeting, in a cache line of its own
+  } arrivals_[2];  // at barriers, of each thread, in a cache line of its own
 };
 
 }  // namespace
 
 void run_stages(const Stages& stages, bool helped, const Schedule& schedule) {
-  if (helped && distrust.allows()) {
+  if (helped && helper_backoff.allows_helper()) {
     const auto team = std::make_shared<Team>(stages);
     try {
-      if (begin(schedule, [team] { team->follow(); })) return team->lead();
+      if (spawn_helper(schedule, [team] { team->run_as_helper(); })) return team->run_as_leader();
     } catch (...) {
-      team->dismiss();
+      team->close();
       throw;
     }
   }
-  Share alone;
-  for (int64_t i = 0; i < stages.count; ++i) chunk(stages, i, alone);
+  WorkShare alone;
+  for (int64_t i = 0; i < stages.count; ++i) run_chunk(stages, i, alone);
 }
 
 }  // namespace gru_jax

@@ -7,13 +7,13 @@
 
 namespace gru_jax {
 
-// A handler and the name under which XLA is to call it.
+// A handler and the name under which XLA calls it.
 struct Target {
   const char* name;
   XLA_FFI_Handler* handler;
 };
 
-// All of them; ffi.cc.
+// All of them, as ffi.cc defines them.
 std::span<const Target> targets();
 
 }  // namespace gru_jax

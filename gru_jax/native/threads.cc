@@ -13,60 +13,61 @@ namespace gru_jax {
 namespace {
 
 #if defined(__linux__)
-int processor() { return sched_getcpu(); }
+int current_cpu() { return sched_getcpu(); }
 
-// Moves this thread to another processor that it may use, if there is one.
-void leave(int processor) {
+// Moves this thread from a processor to another one that it may use, if there is one.
+void migrate_off_cpu(int processor) {
   cpu_set_t allowed, others;
   if (processor < 0 || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
   others = allowed;
   CPU_CLR(processor, &others);
-  if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+  if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+    sched_setaffinity(0, sizeof allowed, &allowed);
 }
 #else
-int processor() { return -1; }
-void leave(int) {}
+int current_cpu() { return -1; }
+void migrate_off_cpu(int) {}
 #endif
 
 #if defined(__SANITIZE_THREAD__)
 std::atomic<int64_t> ended{0};
 
-// The sanitizer cannot see how XLA's pool hands a closure over, either: each has a thread of its own.
-void hand_over(const Schedule&, std::function<void()> closure) { std::thread(std::move(closure)).detach(); }
+// The thread sanitizer cannot see how XLA's pool hands a closure over, either: each gets a thread of its own.
+void enqueue(const Schedule&, std::function<void()> closure) { std::thread(std::move(closure)).detach(); }
 #else
-void hand_over(const Schedule& schedule, std::function<void()> closure) { schedule(std::move(closure)); }
+void enqueue(const Schedule& schedule, std::function<void()> closure) { schedule(std::move(closure)); }
 #endif
 
 }  // namespace
 
 #if defined(__SANITIZE_THREAD__)
-Visible::Visible() { ended.load(std::memory_order_acquire); }
-Visible::~Visible() { ended.fetch_add(1, std::memory_order_acq_rel); }
+TsanCallOrder::TsanCallOrder() { ended.load(std::memory_order_acquire); }
+TsanCallOrder::~TsanCallOrder() { ended.fetch_add(1, std::memory_order_acq_rel); }
 #endif
 
-// Where few processors share a cache, Linux may wake a thread on the one where its waker goes on working, and leave it there for
-// milliseconds while another is idle.
-bool begin(const Schedule& schedule, std::function<void()> closure) {
-  struct Help {
+// The closure leaves the caller's processor: where few processors share a cache, Linux may wake a thread on the
+// processor of its waker, which goes on working, and leave it there for milliseconds while another processor is idle.
+bool spawn_helper(const Schedule& schedule, std::function<void()> closure) {
+  struct HelperTask {
     std::function<void()> closure;
     std::thread::id caller = std::this_thread::get_id();
-    int busy = processor();
-    bool refused = false;  // of the caller's thread alone
+    int caller_cpu = current_cpu();
+    bool refused = false;  // only the caller's thread reads and writes it
 
-    explicit Help(std::function<void()> closure) : closure(std::move(closure)) {}
+    explicit HelperTask(std::function<void()> closure) : closure(std::move(closure)) {}
 
-    void come() noexcept {
+    void run() noexcept {
       if (std::this_thread::get_id() == caller) {
         refused = true;
         return;
       }
-      if (busy == processor()) leave(busy);
+      if (caller_cpu == current_cpu()) migrate_off_cpu(caller_cpu);
       FlushDenormals flush;
       closure();
     }
   };
-  const auto help = std::make_shared<Help>(std::move(closure));
-  hand_over(schedule, [help] { help->come(); });
+  const auto help = std::make_shared<HelperTask>(std::move(closure));
+  enqueue(schedule, [help] { help->run(); });
   return !help->refused;
 }
 

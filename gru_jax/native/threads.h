@@ -1,4 +1,4 @@
-// Threads of XLA's pool, as they come to help a caller.
+// Help from threads of XLA's pool.
 #ifndef GRU_JAX_NATIVE_THREADS_H_
 #define GRU_JAX_NATIVE_THREADS_H_
 
@@ -11,16 +11,17 @@
 
 namespace gru_jax {
 
-// Schedules a closure on some other thread. A pool may also run it at once, on the thread that schedules it, run it much later, or
-// never.
+// Schedules a closure on another thread. A pool may also run it at once, on the thread that schedules it, or much
+// later, or never.
 using Schedule = std::function<void(std::function<void()>)>;
 
-// Runs a closure, which must not throw, on some other thread, and not on the processor of the caller, which goes on. Denormals are
-// flushed there. On the caller's own thread it is not run at all; false if that has been tried, so that no help will come.
-bool begin(const Schedule& schedule, std::function<void()> closure);
+// Schedules a closure, which must not throw, on another thread and on another processor than the caller's; denormals
+// are flushed there. On the caller's own thread it does nothing; false if the pool has run it there, so that no help
+// will come.
+bool spawn_helper(const Schedule& schedule, std::function<void()> closure);
 
-// Numbers too small for full precision count as zero while this lives: gradients that vanish over a long time pass through
-// them, and some processors take a hundred times as long for those.
+// While this lives, denormal numbers count as zero. Gradients that vanish over a long time become denormal, and some
+// processors take a hundred times as long for them.
 class FlushDenormals {
  public:
 #if defined(__SSE__)
@@ -41,13 +42,13 @@ class FlushDenormals {
 #endif
 };
 
-// A call of a handler, to the thread sanitizer: it cannot see how XLA orders calls that share arrays. For it, a call comes after
-// all that have ended.
-class Visible {
+// Tells the thread sanitizer that a call of a handler comes after all calls that have ended: it cannot see how XLA
+// orders calls that share arrays.
+class TsanCallOrder {
 #if defined(__SANITIZE_THREAD__)
  public:
-  Visible();
-  ~Visible();
+  TsanCallOrder();
+  ~TsanCallOrder();
 #endif
 };
 

@@ -1,9 +1,9 @@
 // Vectors of float32 in the extensions of GCC and Clang, and the activations on them.
 
 #if GRU_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int kRegisters = 32, kTall = 8;  // kTall: rows of the tallest tile of a product
+constexpr int kRegisters = 32, kMaxTileRows = 8;  // kMaxTileRows: of a product
 #else
-constexpr int kRegisters = 16, kTall = 4;
+constexpr int kRegisters = 16, kMaxTileRows = 4;
 #endif
 constexpr int kLanes = GRU_VECTOR_BYTES / 4;
 
@@ -15,22 +15,17 @@ typedef float Unaligned __attribute__((vector_size(GRU_VECTOR_BYTES), aligned(4)
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
-template <int kFirst, int kEnd, class Body>
-INLINE void unrolled_range(const Body& body) {
-  if constexpr (kFirst < kEnd) {
-    body(kFirst);
-    unrolled_range<kFirst + 1, kEnd>(body);
-  }
-}
-
-// body(i, …) for all 0 ≤ i < N, …, the last index first, one after the other and not as a loop: so arrays that `body` indexes by
-// them are in registers. `body` is to be an INLINE_LAMBDA.
+// body(i, j, …) for all 0 ≤ i < N and so on; the last index changes first. The loops are unrolled, so that arrays which
+// `body` indexes stay in registers. `body` is an INLINE_LAMBDA.
 template <int N, int... kMore, class Body>
 INLINE void unrolled(const Body& body) {
-  if constexpr (sizeof...(kMore) == 0) {
-    unrolled_range<0, N>(body);
-  } else {
-    unrolled_range<0, N>([&](int i) INLINE_LAMBDA { unrolled<kMore...>([&](auto... more) INLINE_LAMBDA { body(i, more...); }); });
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    if constexpr (sizeof...(kMore) == 0) {
+      body(i);
+    } else {
+      unrolled<kMore...>([&](auto... more) INLINE_LAMBDA { body(i, more...); });
+    }
   }
 }
 
@@ -52,8 +47,8 @@ INLINE void store(float* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-// A store that does not first read what was in memory, and leaves the caches to others. `p` must be aligned, and all of a cache line
-// be written so, one store after the other: so vectors must be as long as one. `fence` orders it before what follows.
+// A store that bypasses the caches and does not first read the memory that it overwrites. `p` must be aligned. It pays
+// only where a vector is a whole cache line. `fence` orders it before what follows.
 #if GRU_VECTOR_BYTES == 64
 constexpr bool kStreams = true;
 INLINE void stream(float* p, V v) { _mm512_stream_ps(p, (__m512)v); }
@@ -64,26 +59,28 @@ INLINE void stream(float* p, V v) { store(p, v); }
 INLINE void fence() {}
 #endif
 
-INLINE V all(float x) { return x - V{}; }
+INLINE V splat(float x) { return x - V{}; }  // and not x + V{}, which would make 0 of −0
 
-// x within [−bound, bound]; a NaN stays one. Two comparisons and selections, as the portable form compiles to, take longer.
+// x within [−bound, bound]; a NaN stays one. The intrinsics are faster than the portable form's comparisons and
+// selections.
 INLINE V clamped(V x, float bound) {
 #if GRU_VECTOR_BYTES == 64
-  // Those with a mask, as GCC 12 warns of the others.
-  const __m512 high = (__m512)all(bound), low = (__m512)all(-bound);
+  // The masked intrinsics, as GCC 12 warns of the plain ones.
+  const __m512 high = (__m512)splat(bound), low = (__m512)splat(-bound);
   return (V)_mm512_maskz_max_ps(0xffff, low, _mm512_maskz_min_ps(0xffff, high, (__m512)x));
 #elif GRU_VECTOR_BYTES == 32
-  return (V)_mm256_max_ps((__m256)all(-bound), _mm256_min_ps((__m256)all(bound), (__m256)x));
+  return (V)_mm256_max_ps((__m256)splat(-bound), _mm256_min_ps((__m256)splat(bound), (__m256)x));
 #else
-  x = x > bound ? all(bound) : x;
-  return x < -bound ? all(-bound) : x;
+  x = x > bound ? splat(bound) : x;
+  return x < -bound ? splat(-bound) : x;
 #endif
 }
 
-// eˣ to a relative error of about 2e-7, in [−87, 88]; above, its value at 88; 0 from −88 on. A NaN stays one.
+// eˣ with a relative error of about 2e-7 in [−87, 88]. Above, it is the value at 88; below −88 it is 0. A NaN stays
+// one.
 INLINE V exponential(V x) {
   x = clamped(x, 88.0f);
-  // 2^(n + f), n an integer: adding and subtracting 1.5·2²³ rounds, and leaves n in the low bits.
+  // eˣ = 2^(n + f), n an integer. Adding and subtracting 1.5·2²³ rounds; n is then in the low bits of `shifted`.
   V t = x * 1.44269504f;
   V shifted = t + 12582912.0f;
   V f = t - (shifted - 12582912.0f);
@@ -95,8 +92,8 @@ INLINE V exponential(V x) {
   return p * (V)(((Bits)shifted << 23) + 0x3f800000);
 }
 
-// Numerator and denominator of tanh x = x P(x²) / Q(x²), a minimax fit to a relative error of 1.3e-8 on [−8, 8]; beyond, its
-// value at 8, which is 1 − 2e-7. The denominator lies in [1, 250]. A NaN stays one.
+// Numerator and denominator of tanh x = x P(x²) / Q(x²), a minimax fit with a relative error of 1.3e-8 on [−8, 8].
+// Beyond, it is the value at ±8, ±(1 − 2e-7). The denominator lies in [1, 250]. A NaN stays one.
 struct Ratio {
   V numerator, denominator;
 };
@@ -117,8 +114,8 @@ INLINE Ratio tanh_ratio(V x) {
   return {x * p, q};
 }
 
-// A gate from its preactivation, with 1 − σ beside it, each to full relative precision, and its derivative. Where a gate is
-// saturated the derivative is 0, not only small: it is multiplied by weights and their products, however large.
+// σ and 1 − σ, each to full relative precision, and the derivative of σ. Where σ is saturated the derivative is exactly
+// 0, for it is multiplied by weights, which may be huge.
 struct Gate {
   V value, rest, slope;
 };
@@ -138,8 +135,8 @@ struct ValueSlope {
   V value, slope;
 };
 
-// The activations of a candidate: as a ratio, whose denominator lies in [1, 250], and as a value with its derivative, which is 0
-// where the activation is saturated.
+// The activations of a candidate: `ratio` as a ratio whose denominator lies in [1, 250]; `with_slope` as a value and
+// its derivative, which is exactly 0 where the activation is saturated.
 struct Tanh {
   static INLINE_MEMBER Ratio ratio(V x) { return tanh_ratio(x); }
 
@@ -153,7 +150,7 @@ struct Tanh {
 struct Sigmoid {
   static INLINE_MEMBER Ratio ratio(V x) {
     V e = exponential_of_minus_abs(x);
-    return {x < 0.0f ? e : all(1.0f), 1.0f + e};
+    return {x < 0.0f ? e : splat(1.0f), 1.0f + e};
   }
 
   static INLINE_MEMBER ValueSlope with_slope(V x) {

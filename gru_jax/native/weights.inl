@@ -1,7 +1,7 @@
-// Weights of a group, from their layout in JAX (kernel (D, 3H), recurrent kernel (H, 3H), gates r, z, n) to that of the
-// products, and sums of gradients back.
+// Packs one set of weights from JAX's layout, kernel (D, 3H) and recurrent kernel (H, 3H) with gates r, z, n, into that
+// of the products; sums the gradients of weights back into JAX's layout.
 
-// Whether products read the matrices where they are. The last vector of a gate must not reach into the next one.
+// Whether products read the matrices where JAX has them. The last vector of a gate must not reach into the next gate.
 static bool in_place(const Weights& weights) {
   return weights.few_uses && !weights.transposed && weights.features % kLanes == 0;
 }
@@ -13,14 +13,14 @@ static int64_t packed_size(const Weights& weights) {
   return forward + (weights.transposed ? backward : 0) + 6 * 16;
 }
 
-static void pack_bias(const float* bias, int64_t H, float* to, const Share& share) {
-  const Span own = columns_of(share_of(share, blocks_of(H)), H);
+static void pack_bias(const float* bias, int64_t H, float* to, const WorkShare& share) {
+  const Span own = columns_of(share_of(share, block_count(H)), H);
   for (int64_t i = own.first; i < own.end; i += kLanes) store(to + i, bias ? load(bias + i, H - i) : V{});
 }
 
-// Uᵀ in the order of the slots of pull.h: reset after, rows n, r, z of one matrix. Reset before, a matrix of rows n, then
-// one of rows r, z.
-static void pack_recurrent_transposed(const Weights& weights, float* to, const Share& share) {
+// Uᵀ in the order of the slots of adjoint_step.inl. Reset after: one matrix of rows n, r, z. Reset before: a matrix of
+// rows n, then one of rows r, z.
+static void pack_recurrent_transposed(const Weights& weights, float* to, const WorkShare& share) {
   const int64_t H = weights.features, width = padded(H);
   const float *r = weights.recurrent, *z = r + H, *n = z + H;
   if (weights.reset_after) {
@@ -34,12 +34,12 @@ static void pack_recurrent_transposed(const Weights& weights, float* to, const S
   }
 }
 
-// Packs a thread's share of the weights; says where all of them are.
-static Packed pack_weights(const Weights& weights, float* memory, const Share& share) {
+// Packs a thread's share of the weights. Returns where all of them are.
+static PackedWeights pack_weights(const Weights& weights, float* memory, const WorkShare& share) {
   const int64_t D = weights.in_features, H = weights.features, width = padded(H);
   Arena arena = {memory};
-  float* bias = arena.take(3 * width);
-  float* recurrent_bias = arena.take(width);
+  float* bias = arena.alloc(3 * width);
+  float* recurrent_bias = arena.alloc(width);
   for (int64_t gate = 0; gate < 3; ++gate) {
     pack_bias(weights.bias ? weights.bias + gate * H : nullptr, H, bias + gate * width, share);
   }
@@ -50,22 +50,22 @@ static Packed pack_weights(const Weights& weights, float* memory, const Share& s
             .bias = bias,
             .recurrent_bias = recurrent_bias};
   }
-  float* kernel = arena.take(3 * packed_matrix(D, H));
-  float* recurrent = arena.take(3 * packed_matrix(H, H));
-  Packed packed = {.kernel = packed_gates(kernel, D, H),
-                   .recurrent = packed_gates(recurrent, H, H),
-                   .bias = bias,
-                   .recurrent_bias = recurrent_bias};
+  float* kernel = arena.alloc(3 * packed_matrix(D, H));
+  float* recurrent = arena.alloc(3 * packed_matrix(H, H));
+  PackedWeights packed = {.kernel = packed_gates(kernel, D, H),
+                          .recurrent = packed_gates(recurrent, H, H),
+                          .bias = bias,
+                          .recurrent_bias = recurrent_bias};
   for (int64_t gate = 0; gate < 3; ++gate) {
     if (weights.kernel) pack(weights.kernel + gate * H, 3 * H, D, H, kernel + gate * packed_matrix(D, H), share);
     pack(weights.recurrent + gate * H, 3 * H, H, H, recurrent + gate * packed_matrix(H, H), share);
   }
   if (!weights.transposed) return packed;
-  float* recurrent_transposed = arena.take(packed_matrix(width, H) + packed_matrix(2 * width, H));
+  float* recurrent_transposed = arena.alloc(packed_matrix(width, H) + packed_matrix(2 * width, H));
   pack_recurrent_transposed(weights, recurrent_transposed, share);
   packed.recurrent_transposed = recurrent_transposed;
   if (weights.kernel) {
-    float* kernel_transposed = arena.take(packed_matrix(3 * width, D));
+    float* kernel_transposed = arena.alloc(packed_matrix(3 * width, D));
     for (int64_t gate = 0; gate < 3; ++gate) {
       pack_transposed(weights.kernel + gate * H, 3 * H, H, D, kernel_transposed, 3 * width, gate * width, share);
     }
@@ -74,20 +74,21 @@ static Packed pack_weights(const Weights& weights, float* memory, const Share& s
   return packed;
 }
 
-// The sum over parts, in their order, of what `gradient` accumulated; rows [first, last) of its D + H + 2.
-static void reduce(const float* partial, int64_t parts, int64_t D, int64_t H, int64_t first, int64_t last,
-                   const WeightGradients& to) {
-  const int64_t width = padded(H), row = 3 * width, size = gradient_size(D, H);
+// Sums the gradients of `count` blocks of rows, in their order: rows [first, last) of the D + H + 2 of
+// `StatesVjp::d_weights`.
+static void reduce_weight_gradients(const float* partial, int64_t count, int64_t D, int64_t H, int64_t first,
+                                    int64_t last, const WeightGradients& to) {
+  const int64_t width = padded(H), row = 3 * width, size = weight_gradients_size(D, H);
   for (int64_t i = first; i < last; ++i) {
-    float* out = i < D       ? to.kernel + i * 3 * H
-                 : i < D + H ? to.recurrent + (i - D) * 3 * H
+    float* out = i < D        ? to.kernel + i * 3 * H
+                 : i < D + H  ? to.recurrent + (i - D) * 3 * H
                  : i == D + H ? to.bias
                               : to.recurrent_bias;
     for (int64_t gate = 0; gate < (i == D + H + 1 ? 1 : 3); ++gate) {
       for (int64_t column = 0; column < H; column += kLanes) {
         const float* from = partial + i * row + gate * width + column;
         V sum = load(from);
-        for (int64_t part = 1; part < parts; ++part) sum += load(from + part * size);
+        for (int64_t block = 1; block < count; ++block) sum += load(from + block * size);
         store(out + gate * H + column, sum, H - column);
       }
     }

@@ -1,5 +1,6 @@
-// Threads, stages and handlers of the native kernels on pools that misbehave, and where memory runs out. test_native_pool.py compiles
-// it with the sources of the extension but the kernels, which are replaced by some that count. The argument names a scenario.
+// Threads, stages and handlers of the native code on pools that misbehave, and where memory runs out.
+// test_native_pool.py compiles this with the sources of the extension, except the kernels: here are others, which
+// count. The argument names a scenario.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -19,9 +20,10 @@
 #include "stages.h"
 #include "targets.h"
 
-// --- Memory that runs out ---------------------------------------------------------------------------------------------------------
+// --- Memory that runs out
+// ---------------------------------------------------------------------------------------------------------
 
-std::atomic<int64_t> allocations_left{-1};  // the next but so many fails; negative: none
+std::atomic<int64_t> allocations_left{-1};  // so many succeed, and the next one fails; negative: all succeed
 std::atomic<bool> ran_out{false};
 
 void* operator new(size_t size) {
@@ -44,11 +46,12 @@ void check(bool condition, const std::string& what) {
   std::exit(1);
 }
 
-// --- Pools ------------------------------------------------------------------------------------------------------------------------
+// --- Pools
+// ------------------------------------------------------------------------------------------------------------------------
 
 using Closure = std::function<void()>;
 
-// Threads that take closures in turn, as a pool should.
+// Threads that run closures in turn, as a pool should.
 class Threads {
  public:
   explicit Threads(int count) {
@@ -88,7 +91,7 @@ class Threads {
 
 Threads* threads = nullptr;
 
-// What waits to be run, in pools that run it later.
+// Closures that wait in pools that run them later.
 std::mutex mutex;
 std::deque<Closure> waiting;
 
@@ -105,7 +108,7 @@ void wait_in_line(Closure closure) {
   waiting.push_back(std::move(closure));
 }
 
-// Runs all that waits, on this thread and then on another.
+// Runs all waiting closures, the first on this thread, the others on another one.
 void drain() {
   const auto rest = [] {
     while (Closure closure = next_waiting()) closure();
@@ -127,7 +130,8 @@ const Pool kPools[] = {
     {"inline", false, [](Closure closure) { closure(); }},
     {"inline_later", false,
      [](Closure closure) {
-       // What another caller waits for, too: where two callers run each other's, neither comes to its own work.
+       // It may be what another caller waits for: two callers that run each other's closures do not come to their own
+       // work.
        Closure other = next_waiting();
        wait_in_line(std::move(closure));
        if (other) other();
@@ -147,43 +151,47 @@ const Pool kPools[] = {
      }},
 };
 
-// --- What is run on them ----------------------------------------------------------------------------------------------------------
+// --- What is run on them
+// ----------------------------------------------------------------------------------------------------------
 
 constexpr int64_t kTasks = 50, kChunks = 9, kItems = 16;
 
-// Whether all tasks were done once each; what a task throws is thrown.
+// Checks that every task was done once. Throws what a task throws.
 void run_tasks(const Schedule& schedule, int64_t failing) {
   std::vector<std::atomic<int>> done(kTasks);
-  run(kTasks, 4, schedule, [&](int64_t i) {
+  parallel_for(kTasks, 4, schedule, [&](int64_t i) {
     if (i == failing) throw std::runtime_error("a task");
     ++done[i];
   });
   for (const auto& count : done) check(count == 1, "a task was not done once");
 }
 
-// Who is to fail, and in which stage of a chunk in the middle: 'a'head, 'w'alk or 'b'ehind.
+// Which thread is to fail in a chunk in the middle, and in which stage: 'p'rologue, 'r'ecur or 'e'pilogue.
 struct Failing {
   char stage = 0;
   int64_t member = 0;
 };
 
-// Whether every stage of every chunk was done once, in the order of the chunks, by one thread or shared; `step`: ns, about, of a step.
+// Checks that every stage of every chunk was done once, whether threads shared it or not. `step` is the time of a step
+// in ns, about.
 void run_chunks(const Schedule& schedule, double step, Failing failing) {
   std::vector<std::atomic<int>> done(3 * kChunks * kItems);
-  const auto stage = [&](char name, int64_t which, int64_t i, const Share& share) {
-    for (int64_t item = share.member; item < kItems; item += share.members) ++done[(which * kChunks + i) * kItems + item];
-    if (name == failing.stage && share.member == failing.member && i == kChunks / 2) throw std::runtime_error("a stage");
+  const auto stage = [&](char name, int64_t which, int64_t i, const WorkShare& share) {
+    for (int64_t item = share.member; item < kItems; item += share.members)
+      ++done[(which * kChunks + i) * kItems + item];
+    if (name == failing.stage && share.member == failing.member && i == kChunks / 2)
+      throw std::runtime_error("a stage");
   };
   const Stages stages = {.count = kChunks,
                          .duration = 2e5,
                          .step = step,
-                         .ahead = [&](int64_t i, const Share& share) { stage('a', 0, i, share); },
-                         .walk =
-                             [&](int64_t i, Share& share) {
-                               stage('w', 1, i, share);
-                               return share.members == 1 || share.meet(share);
+                         .prologue = [&](int64_t i, const WorkShare& share) { stage('p', 0, i, share); },
+                         .recur =
+                             [&](int64_t i, WorkShare& share) {
+                               stage('r', 1, i, share);
+                               return share.members == 1 || share.barrier(share);
                              },
-                         .behind = [&](int64_t i, const Share& share) { stage('b', 2, i, share); }};
+                         .epilogue = [&](int64_t i, const WorkShare& share) { stage('e', 2, i, share); }};
   run_stages(stages, true, schedule);
   for (const auto& count : done) check(count == 1, "a stage was not done once");
 }
@@ -206,24 +214,24 @@ void on_pool(const Pool& pool) {
     check(throws([&] { run_tasks(pool.schedule, i); }), "a task that throws");
     drain();
     ++scheduled;
-    // Near each other or far, two threads share steps or not.
+    // Two threads share long steps, and form a pipeline for short ones.
     thrown += throws([&] { run_chunks(pool.schedule, i % 2 ? 1e9 : 0, {}); });
     drain();
   }
   check(thrown == 0 || pool.throws, "stages");
 }
 
-// A stage of the caller or of its helper throws; neither waits for the other, nor leaves before it.
+// A stage of the caller or of its helper throws: neither waits for ever, nor returns before the other has left.
 void stages_throw() {
   for (int i = 0; i < 30; ++i) {
-    for (const char stage : {'a', 'w', 'b'}) {
+    for (const char stage : {'p', 'r', 'e'}) {
       check(throws([&] { run_chunks(kPools[0].schedule, i % 2 ? 1e9 : 0, {stage, 0}); }), "a stage of the caller");
-      throws([&] { run_chunks(kPools[0].schedule, 1e9, {stage, 1}); });  // where there is a helper
+      throws([&] { run_chunks(kPools[0].schedule, 1e9, {stage, 1}); });  // if there is a helper
     }
   }
 }
 
-// Two callers whose pool has each run what the other asks for.
+// Two callers whose pool makes each run what the other has scheduled.
 void two_callers() {
   const auto call = [] {
     for (int i = 0; i < 30; ++i) {
@@ -237,8 +245,8 @@ void two_callers() {
   drain();
 }
 
-// Lets the first allocation fail, then the second, and so on, until nothing has to be allocated any more. `action` says whether
-// it was told so.
+// Runs an action with its first allocation failing, then its second, and so on, until none fails. The action returns
+// whether it was told of the failure.
 void with_failing_allocations(const std::function<bool()>& action) {
   int64_t n = 0;
   do {
@@ -256,26 +264,27 @@ void tasks_without_memory() {
   with_failing_allocations([] { return throws([] { run_chunks(kPools[0].schedule, 1e9, {}); }); });
 }
 
-// --- Handlers ---------------------------------------------------------------------------------------------------------------------
+// --- Handlers
+// ---------------------------------------------------------------------------------------------------------------------
 
 }  // namespace
 
-// Kernels of one step a chunk, which add one to all states.
+// Kernels with chunks of one step, which add one to all states.
 const Kernels& kernels() {
   static const Kernels counting = [] {
     Kernels table = {};
     table.name = "counting";
     table.packed_size = [](const Weights&) -> int64_t { return 16; };
-    table.pack = [](const Weights&, float*, const Share&) { return Packed{}; };
+    table.pack = [](const Weights&, float*, const WorkShare&) { return PackedWeights{}; };
     table.chunks = [](const Sizes& sizes) { return sizes.steps; };
     const auto size = [](const Sizes&) -> int64_t { return 16; };
-    table.states = {size, size, [](const States&, int64_t, float*, const Share&) {},
-                    [](const States& job, int64_t t, float*, float*, Share& share) {
+    table.states = {size, size, [](const States&, int64_t, float*, const WorkShare&) {},
+                    [](const States& job, int64_t t, float*, float*, WorkShare& share) {
                       const int64_t count = job.in.sizes.rows * job.in.sizes.features;
                       for (int64_t i = share.member; i < count; i += share.members) ++job.hs.data[t * job.hs.step + i];
-                      return share.members == 1 || share.meet(share);
+                      return share.members == 1 || share.barrier(share);
                     },
-                    [](const States&, int64_t, float*, const Share&) {}};
+                    [](const States&, int64_t, float*, const WorkShare&) {}};
     return table;
   }();
   return counting;
@@ -286,7 +295,7 @@ namespace {
 const Pool* pool_of_xla = nullptr;
 XLA_FFI_Error_Code last_code = XLA_FFI_Error_Code_OK;
 
-// XLA's side of a call, of which a handler needs this much.
+// As much of XLA's side of a call as a handler needs.
 XLA_FFI_Api fake_api() {
   XLA_FFI_Api api = {};
   api.struct_size = XLA_FFI_Api_STRUCT_SIZE;
@@ -305,15 +314,18 @@ XLA_FFI_Api fake_api() {
   return api;
 }
 
-// A call of the states' handler: steps, one group, rows, and as many features of the input as of the state.
+// A call of the states' handler: so many steps, one set of weights, so many rows, and as many features of the input as
+// of the state.
 class StatesCall {
  public:
   explicit StatesCall(int64_t steps = 64, int64_t rows = 8, int64_t features = 32) : count_(steps * rows * features) {
     constexpr auto f32 = XLA_FFI_DataType_F32, pred = XLA_FFI_DataType_PRED;
     const std::vector<int64_t> states = {steps, 1, rows, features}, weights = {1, features, 3 * features}, none = {0};
-    args_ = {buffer(states, f32), buffer({1, rows, features}, f32), buffer(weights, f32), buffer(none, f32),
-             buffer(weights, f32), buffer(none, f32), buffer(none, f32), buffer(none, pred), buffer(none, pred),
-             buffer(none, f32)};
+    args_ = {buffer(states, f32),  buffer({1, rows, features}, f32),
+             buffer(weights, f32), buffer(none, f32),
+             buffer(weights, f32), buffer(none, f32),
+             buffer(none, f32),    buffer(none, pred),
+             buffer(none, pred),   buffer(none, f32)};
     rets_ = {buffer(states, f32), buffer(none, f32), buffer(none, f32), buffer(none, f32), buffer(none, f32)};
   }
 
@@ -411,7 +423,7 @@ void handlers_without_memory() {
   });
 }
 
-// A step of one sequence is over before a helper would have begun; longer calls ask for one.
+// A step of one sequence is over before a helper would begin, and does not ask for one; longer calls do.
 void short_calls_need_no_helper() {
   static int asked = 0;
   static const Pool counting = {"counting", false, [](Closure closure) { ++asked, closure(); }};
