@@ -170,7 +170,7 @@ class PackedCell(CellBase, Generic[P]):
           The parameters, a NamedTuple: `Params` unless the cell says otherwise.
 
         Raises:
-          TypeError, ValueError: if a size is not a positive integer, an initializer cannot be called, the dtype is not a
+          TypeError, ValueError: if a size is not a positive integer, an initializer cannot be called, dtype is not a
             floating-point one, or update_bias_init is given and there is no such bias.
         """
         checks.integer("in_features", in_features, at_least=1)
