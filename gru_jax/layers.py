@@ -58,7 +58,7 @@ class Stack(Options):
             raise ValueError("reverse must be False with bidirectional=True, which runs both ways, got True")
         checks.rate("dropout", self.dropout)
         checks.rate("recurrent_dropout", self.recurrent_dropout)
-        if self.recurrent_dropout and not base.takes_recurrent_dropout(self.cell):
+        if self.recurrent_dropout and not self.cell.takes_recurrent_dropout:
             name = type(self.cell).__name__
             raise ValueError(
                 f"recurrent_dropout must be 0 for {name}, whose step takes no recurrent_dropout_mask, got "

@@ -97,7 +97,7 @@ def unroll(
     original = zero if h_0 is None else h_0
     h_0 = base.cast_state("h_0", original, zero)
     reset_state = None if reset_state is None else base.cast_state("reset_state", reset_state, zero)
-    dropout_mask = _dropout_mask(cell, recurrent_dropout_mask, zero)
+    dropout_mask = base.check_dropout_mask(cell, recurrent_dropout_mask, zero)
     zoneout = check_zoneout(zoneout, zoneout_mask, zero, steps)
     mask = checks.optional_flags("mask", mask, "(T, *batch)", (steps, *batch), 0)
     resets = checks.optional_flags("resets", resets, "(T, *batch)", (steps, *batch), 0)
@@ -285,15 +285,3 @@ def _method(cell: Cell, method: str, zoneout: bool) -> str:
     if method != "auto":
         raise ValueError(f"method={method!r} has no zoneout: it does not run the cell's step; take 'fused' or 'scan'")
     return "fused"
-
-
-def _dropout_mask(cell: Cell, mask: Any, zero: State) -> jax.Array | None:
-    """The recurrent dropout mask, checked, with the shape and dtype of the output; or None."""
-    if mask is None:
-        return None
-    if not base.takes_recurrent_dropout(cell):
-        raise ValueError(f"recurrent_dropout_mask must be None: the step of {type(cell).__name__} does not take it")
-    mask, like = checks.array("recurrent_dropout_mask", mask), cell.output(zero)
-    checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", like.shape)
-    checks.floating("recurrent_dropout_mask", mask)
-    return jax.lax.stop_gradient(mask.astype(like.dtype))

@@ -33,6 +33,11 @@ class Cell(Protocol):
         """The name of the gate that keeps the state where it is 1; empty if there is none."""
         ...
 
+    @property
+    def takes_recurrent_dropout(self) -> bool:
+        """Whether `step` takes a recurrent_dropout_mask."""
+        ...
+
     def init(self, key: jax.Array, in_features: int, features: int, /) -> Any:
         """Fresh parameters, any pytree of arrays."""
         ...
@@ -77,14 +82,6 @@ def check_method(cell: Cell, method: Any) -> None:
     checks.choice("method", method, tuple(dict.fromkeys(("auto", *cell.methods))))
 
 
-def takes_recurrent_dropout(cell: Cell) -> bool:
-    """Whether the step of a cell names `recurrent_dropout_mask` among its arguments.
-
-    A step that takes any keyword might ignore the mask, so it does not count.
-    """
-    return "recurrent_dropout_mask" in inspect.signature(cell.step).parameters
-
-
 class CellBase:
     """Base class of a user's own cell. Only the equations are left to write.
 
@@ -123,6 +120,14 @@ class CellBase:
     def update_gate(self) -> str:
         """The name of the gate that keeps the state where it is 1; empty if there is none."""
         return ""
+
+    @property
+    def takes_recurrent_dropout(self) -> bool:
+        """Whether `step` names `recurrent_dropout_mask` among its arguments.
+
+        A step that takes any keyword might ignore the mask, so it does not count.
+        """
+        return "recurrent_dropout_mask" in inspect.signature(self.step).parameters  # type: ignore[attr-defined]
 
     def initial_state(self, params: Any, batch: Sequence[int], dtype: Any, /) -> Any:
         """A fresh state, zero.
@@ -240,6 +245,18 @@ def _shapes(cell: Any, in_features: int, features: int) -> Any:
         return None
     leaves, structure = jax.tree.flatten(made)
     return structure, tuple(leaf.shape for leaf in leaves)
+
+
+def check_dropout_mask(cell: Cell, mask: Any, state: State) -> jax.Array | None:
+    """The recurrent dropout mask, checked, with the shape and dtype of the output for such a state; None for None."""
+    if mask is None:
+        return None
+    if not cell.takes_recurrent_dropout:
+        raise ValueError(f"recurrent_dropout_mask must be None: the step of {type(cell).__name__} does not take it")
+    mask, like = checks.array("recurrent_dropout_mask", mask), cell.output(state)
+    checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", like.shape)
+    checks.floating("recurrent_dropout_mask", mask)
+    return jax.lax.stop_gradient(mask.astype(like.dtype))
 
 
 def cast_state(name: str, state: State, like: State) -> State:
