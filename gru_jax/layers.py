@@ -295,11 +295,11 @@ class Stack(Options):
             params,
             xs,
             base.astype_like(original, zero),
-            mask,
-            backward_resets(resets) if backward else resets,
-            None if reset_state is None else base.astype_like(reset_state, zero),
-            backward,
-            self.method,
+            mask=mask,
+            resets=backward_resets(resets) if backward else resets,
+            reset_state=None if reset_state is None else base.astype_like(reset_state, zero),
+            reverse=backward,
+            method=self.method,
             **self._regularisation(zero, steps, direction, key),
         )
         return base.restore_types(h_T, original), hs

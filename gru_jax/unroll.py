@@ -103,7 +103,17 @@ def unroll(
     resets = checks.optional_flags("resets", resets, "(T, *batch)", (steps, *batch), 0)
     mask, resets = apply_lengths("lengths", lengths, mask, resets, (steps, *batch))
     h_T, hs = run(
-        cell, params, xs, h_0, mask, resets, reset_state, reverse, method, dropout_mask=dropout_mask, zoneout=zoneout
+        cell,
+        params,
+        xs,
+        h_0,
+        mask=mask,
+        resets=resets,
+        reset_state=reset_state,
+        reverse=reverse,
+        method=method,
+        dropout_mask=dropout_mask,
+        zoneout=zoneout,
     )
     return base.restore_types(h_T, original), hs
 
@@ -113,12 +123,12 @@ def run(
     params: Any,
     xs: jax.Array,
     h_0: State,
+    *,
     mask: jax.Array | None,
     resets: jax.Array | None,
     reset_state: State | None,
     reverse: bool,
     method: str,
-    *,
     dropout_mask: jax.Array | None = None,
     zoneout: Zoneout = NO_ZONEOUT,
 ) -> tuple[State, jax.Array]:
