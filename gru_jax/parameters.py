@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,8 @@ def init_params(
       TypeError: if an initializer among the options returns a box, e.g. one of `with_partitioning`.
     """
     keywords = {name: _without_boxes(name, value) for name, value in (options or {}).items()}
-    if accepts_keyword(cell.init, "dtype"):
+    accepted = inspect.signature(cell.init).parameters
+    if "dtype" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         keywords.setdefault("dtype", dtype)
     return initializers.cast_floating(cell.init(key, in_features, features, **keywords), dtype)
 
@@ -54,12 +55,6 @@ def _without_boxes(name: str, option: Any) -> Any:
         return made
 
     return checked
-
-
-def accepts_keyword(function: Callable[..., Any], keyword: str) -> bool:
-    """Whether a function takes a keyword, by this name or any."""
-    parameters = inspect.signature(function).parameters
-    return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def check_init_options(options: Any) -> None:

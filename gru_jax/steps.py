@@ -65,10 +65,6 @@ class Product(NamedTuple):
         """The product, without the addend."""
         return bind(self.equation, [factor, matrix] if self.place == 0 else [matrix, factor])[0]
 
-    def at_all_steps(self, factors: jax.Array, matrix: jax.Array) -> jax.Array:
-        """The products, without addends, of factors with a time axis in front."""
-        return product_at_all_steps(self.equation, self.place, factors, matrix)
-
     def value(self, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None = None) -> jax.Array:
         """The product plus its addend."""
         product = self.times(factor, matrix)
@@ -220,7 +216,9 @@ class StagedStep:
         terms: list[Any] = []
         for product, factor in zip(self.products, factors, strict=True):
             d_matrix, d_addend = tangents.get(product.matrix), tangents.get(product.addend)
-            parts = [] if d_matrix is None else [product.at_all_steps(factor, d_matrix)]
+            parts = (
+                [] if d_matrix is None else [product_at_all_steps(product.equation, product.place, factor, d_matrix)]
+            )
             parts += [] if d_addend is None else [d_addend]
             terms.append(sum(parts[1:], start=parts[0]) if parts else None)
         return terms

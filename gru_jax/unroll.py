@@ -162,7 +162,8 @@ def run(
     if isinstance(cell, GRU) and method != "scan" and zoneout == NO_ZONEOUT:
         h_T, hs = _gru(cell, params, xs, h_0, dropout_mask, mask, resets, reset_state, reverse, method)
     elif method == "parallel":
-        h_T, hs = _parallel(cell, params, xs, h_0, mask, resets, reset_state, reverse)
+        hs = cell.parallel(params, xs, h_0, mask, resets, reset_state, reverse)  # type: ignore[attr-defined]
+        h_T = hs[0 if reverse else -1]
     else:
         runs = {"scan": _scan, "fused": _fused, "auto": _auto}
         constants, sequences = (params, reset_state, dropout_mask), (xs, mask, resets, zoneout_masks)
@@ -230,21 +231,6 @@ def _auto(step: MaskedStep, reverse: bool, constants: Any, h_0: State, sequences
     """Last state and outputs, by the faster of the two."""
     run_by = _scan if policy.scans(constants[0], sequences[0].shape[1:-1]) else _fused
     return run_by(step, reverse, constants, h_0, sequences)
-
-
-def _parallel(
-    cell: Any,
-    params: Any,
-    xs: jax.Array,
-    h_0: jax.Array,
-    mask: jax.Array | None,
-    resets: jax.Array | None,
-    reset_state: jax.Array | None,
-    reverse: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Last state and outputs, by the cell's own scan over all steps at once."""
-    hs = cell.parallel(params, xs, h_0, mask, resets, reset_state, reverse)
-    return hs[0 if reverse else -1], hs
 
 
 def _gru(
