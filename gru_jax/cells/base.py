@@ -232,7 +232,7 @@ def _fits(cell: Any, features: int, structure: Any, shapes: tuple[tuple[int, ...
     if one is None or two is None or [len(shape) for shape in one[1]] != [len(shape) for shape in shapes]:
         return False
     axes = zip(*(sum(each, ()) for each in (one[1], two[1], shapes)), strict=True)
-    # A size is constant, or proportional to the width of the input.
+    # A size is constant, or affine in the width of the input.
     widths = {1 + (size - first) // (second - first) for first, second, size in axes if second > first} or {1}
     return len(widths) == 1 and _shapes(cell, widths.pop(), features) == (structure, shapes)
 
