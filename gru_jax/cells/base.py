@@ -66,7 +66,7 @@ class Cell(Protocol):
         """The width of the input, None if the parameters do not tell it."""
         ...
 
-    def cast(self, params: Any, x: Any) -> tuple[Any, Any, Any]:
+    def cast(self, params: Any, x: Any, dtype: Any = None) -> tuple[Any, Any, Any]:
         """Parameters and input in the compute dtype; and the dtype of the state."""
         ...
 
@@ -171,31 +171,29 @@ class CellBase:
         """The width of the input, where the parameters tell it: they do not."""
         return None
 
-    def cast(self, params: Any, x: Any) -> tuple[Any, Any, Any]:
+    def cast(self, params: Any, x: Any, dtype: Any = None) -> tuple[Any, Any, Any]:
         """Parameters and input in the compute dtype; and the dtype of the state.
 
         Args:
           params: the parameters.
           x: (..., in_features), the input.
+          dtype: of the computation; by default the promotion of the dtypes of parameters and input.
 
         Returns:
-          Parameters and input in the promotion of their dtypes, integers as they are; and the dtype of the state, which
-          is the same, or float32 if that is narrower.
+          Parameters and input in the compute dtype, integers as they are; and the dtype of the state, which is the
+          same, or float32 if that is wider.
 
         Raises:
-          TypeError: if none of them is in floating point.
+          TypeError: if none of the arrays is in floating point.
         """
         params = jax.tree.map(jnp.asarray, params)
-        dtype = compute_dtype(params, x)
+        if dtype is not None:
+            params, x = initializers.cast_floating((params, x), dtype)
+        leaves = (x, *jax.tree.leaves(params))
+        if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+            raise TypeError(f"params must be floating point, got {leaves[-1].dtype}")
+        dtype = initializers.floating_dtype(leaves)
         return *initializers.cast_floating((params, x), dtype), initializers.at_least_float32(dtype)
-
-
-def compute_dtype(params: Any, x: jax.Array) -> Any:
-    """The promotion of the dtypes of parameters and input; a TypeError if none of them is floating point."""
-    leaves = (x, *jax.tree.leaves(params))
-    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
-        raise TypeError(f"params must be floating point, got {leaves[-1].dtype}")
-    return initializers.floating_dtype(leaves)
 
 
 def check_and_cast(cell: Cell, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, Any, Any]:

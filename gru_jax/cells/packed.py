@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, initializers, meshes
-from gru_jax.cells.base import CellBase, State, cast_state, check_and_cast, check_dropout_mask, compute_dtype
+from gru_jax.cells.base import CellBase, State, cast_state, check_and_cast, check_dropout_mask
 from gru_jax.gates import interpolate
 from gru_jax.initializers import Initializer
 from gru_jax.serialization import serializable
@@ -251,11 +251,11 @@ class PackedCell(CellBase, Generic[P]):
         """D, the width of the input."""
         return params.kernel.shape[0]
 
-    def cast(self, params: Any, x: jax.Array) -> tuple[Any, jax.Array, Any]:
-        dtype = compute_dtype(params, x)
+    def cast(self, params: Any, x: jax.Array, dtype: Any = None) -> tuple[Any, jax.Array, Any]:
+        params, x, state_dtype = super().cast(params, x, dtype)
         # Integers too: they are weights here.
-        params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
-        return params, x, initializers.at_least_float32(dtype)
+        dtype = initializers.floating_dtype((params, x))
+        return *jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x)), state_dtype
 
     def check(self, params: Any, name: str = "params") -> None:
         """Checks that `params` are parameters of this cell. Errors call them `name`.
