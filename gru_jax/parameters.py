@@ -26,6 +26,15 @@ def init_params(
 
     Raises:
       TypeError: if an initializer among the options returns a box, e.g. one of `with_partitioning`.
+
+    >>> import gru_jax
+    >>> from flax import linen as nn
+    >>> boxed = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    >>> options = {"kernel_init": boxed}
+    >>> init_params(gru_jax.cells.LSTM(), jax.random.key(0), 3, 4, "float32", options)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    TypeError: init_options['kernel_init'] must return an array, got a Partitioned: ...
     """
     keywords = {name: _without_boxes(name, value) for name, value in (options or {}).items()}
     accepted = inspect.signature(cell.init).parameters

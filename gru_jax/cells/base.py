@@ -126,6 +126,15 @@ class CellBase:
         """Whether `step` names `recurrent_dropout_mask` among its arguments.
 
         A step that takes any keyword might ignore the mask, so it does not count.
+
+        >>> from gru_jax import cells
+        >>> cells.GRU().takes_recurrent_dropout, cells.LSTM().takes_recurrent_dropout
+        (True, False)
+        >>> class AnyKeyword(CellBase):
+        ...     def step(self, params, state, x, /, **options):
+        ...         return state
+        >>> AnyKeyword().takes_recurrent_dropout
+        False
         """
         return "recurrent_dropout_mask" in inspect.signature(self.step).parameters  # type: ignore[attr-defined]
 
