@@ -68,8 +68,8 @@ def product(h: jax.Array, kernel: jax.Array, time_axes: int = 0, dtype: Any = No
 
     Args:
       h: (*time, *weight_batch, *batch, H).
-      kernel: (*weight_batch, H, K). Weight-batch axes come from a `vmap` over weights; usually there are none. In either
-        operand such an axis may have size 1.
+      kernel: (*weight_batch, H, K). Weight-batch axes come from a `vmap` over weights; usually there are none. They may
+        have size 1 in either operand.
       time_axes: the number of time axes, which come before the weight-batch axes.
       dtype: of the result; by default that of h.
 
