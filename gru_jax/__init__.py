@@ -40,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Flax takes a second to import; users of the functions alone do not wait for it, nor for converters.
+    # Importing Flax takes a second. Users of the functions need neither Flax nor the converters.
     if name in ("convert", "linen", "nnx"):
         return importlib.import_module(f"gru_jax.{name}")
     raise AttributeError(f"module 'gru_jax' has no attribute {name!r}")

@@ -103,7 +103,13 @@ def weight(name: str, value: Any, symbols: str, ndim: int) -> None:
 
 
 def floating(name: str, value: jax.Array | np.ndarray) -> None:
-    """Checks that an array is in one of `FLOATS`, or of integers, which promote to floating point."""
+    """Checks that an array is in one of `FLOATS`, or of integers, which promote to floating point.
+
+    >>> floating("params.bias", jnp.zeros(3, jnp.float8_e4m3fn))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    TypeError: params.bias must be real floating point, got dtype float8_e4m3fn: expected ... integers of 8 to 64 bits
+    """
     if value.dtype.name not in FLOATS + _INTEGERS:
         raise TypeError(
             f"{name} must be real floating point, got dtype {value.dtype}: expected {', '.join(FLOATS)}, or integers "

@@ -16,7 +16,7 @@ from gru_jax.carries import Carry
 from gru_jax.cells import PackedCell, State, base
 from gru_jax.dropout import dropout_mask, zoneout_mask
 from gru_jax.initializers import Initializer
-from gru_jax.one_step import cast, step
+from gru_jax.one_step import step
 from gru_jax.options import Options
 from gru_jax.unroll import apply_lengths, run
 from gru_jax.zoneout import check_zoneout
@@ -58,7 +58,7 @@ class Stack(Options):
             raise ValueError("reverse must be False with bidirectional=True, which runs both ways, got True")
         checks.rate("dropout", self.dropout)
         checks.rate("recurrent_dropout", self.recurrent_dropout)
-        if self.recurrent_dropout and not base.takes_recurrent_dropout(self.cell):
+        if self.recurrent_dropout and not self.cell.takes_recurrent_dropout:
             name = type(self.cell).__name__
             raise ValueError(
                 f"recurrent_dropout must be 0 for {name}, whose step takes no recurrent_dropout_mask, got "
@@ -268,8 +268,7 @@ class Stack(Options):
         resets = checks.optional_flags("resets", resets, "(*batch,)", x_t.shape[:-1])
         new = []
         for layer, h_tm1, start in zip(params, states, reset_states, strict=True):
-            layer_params, x_t = cast(layer, x_t, self.dtype)
-            h_t, x_t = step(self.cell, layer_params, h_tm1, x_t, resets, start, self.zoneout)
+            h_t, x_t = step(self.cell, layer, h_tm1, x_t, resets, start, self.zoneout, self.dtype)
             new.append(h_t)
         return carries.join(new, carry, zero), x_t
 
@@ -286,7 +285,7 @@ class Stack(Options):
     ) -> tuple[State, jax.Array]:
         """Last state and outputs of one layer and direction, time first. The arguments have been checked."""
         backward = self.reverse or direction == 1
-        params, xs, state_dtype = self.cell.cast(*cast(params, xs, self.dtype))
+        params, xs, state_dtype = self.cell.cast(params, xs, self.dtype)
         steps, *batch = xs.shape[:-1]
         zero = self.cell.initial_state(params, tuple(batch), state_dtype)
         original = zero if h_0 is None else h_0
@@ -295,11 +294,11 @@ class Stack(Options):
             params,
             xs,
             base.astype_like(original, zero),
-            mask,
-            backward_resets(resets) if backward else resets,
-            None if reset_state is None else base.astype_like(reset_state, zero),
-            backward,
-            self.method,
+            mask=mask,
+            resets=backward_resets(resets) if backward else resets,
+            reset_state=None if reset_state is None else base.astype_like(reset_state, zero),
+            reverse=backward,
+            method=self.method,
             **self._regularisation(zero, steps, direction, key),
         )
         return base.restore_types(h_T, original), hs

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, PartitionSpec, reshard
 
 
 def align_shardings(
-    xs: jax.Array, params: Any, timed: Any, states: Any, time_axes: int = 1
+    xs: jax.Array, params: Any, sequences: Any, states: Any, time_axes: int = 1
 ) -> tuple[jax.Array, Any, Any, Any]:
     """The operands of a recurrence, sharded alike, if the mesh has explicit axes; otherwise unchanged.
 
@@ -17,30 +17,30 @@ def align_shardings(
     Args:
       xs: (*time, *batch, in_features).
       params: a tree of arrays without time and batch.
-      timed: a tree of arrays (*time, *batch, 1).
+      sequences: a tree of arrays (*time, *batch, 1).
       states: a tree of arrays (*batch, features).
       time_axes: the number of time axes, 1 or 0.
     """
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
-        return xs, params, timed, states
+        return xs, params, sequences, states
     spec: list[Any] = [None] * (xs.ndim - 1 - time_axes)
-    specs = [_typed_spec(x)[time_axes:-1] for x in (xs, *jax.tree.leaves(timed))]
+    specs = [_typed_spec(x)[time_axes:-1] for x in (xs, *jax.tree.leaves(sequences))]
     specs += [_typed_spec(x)[:-1] for x in jax.tree.leaves(states)]
     for entries in specs:
         for axis, entry in enumerate(entries):
             if spec[axis] is None and mesh_axes([entry]).isdisjoint(mesh_axes(spec)):
                 spec[axis] = entry
 
-    def placed(*entries: Any) -> Callable[[jax.Array], jax.Array]:
-        wanted = PartitionSpec(*entries)
-        return lambda x: x if _typed_spec(x) == (*wanted, *[None] * (x.ndim - len(wanted))) else reshard(x, wanted)
+    def resharded(*entries: Any) -> Callable[[jax.Array], jax.Array]:
+        to = PartitionSpec(*entries)
+        return lambda x: x if _typed_spec(x) == (*to, *[None] * (x.ndim - len(to))) else reshard(x, to)
 
-    timed_place = placed(*[None] * time_axes, *spec, None)
+    place_sequence = resharded(*[None] * time_axes, *spec, None)
     return (
-        timed_place(xs),
-        jax.tree.map(placed(), params),
-        jax.tree.map(timed_place, timed),
-        jax.tree.map(placed(*spec, None), states),
+        place_sequence(xs),
+        jax.tree.map(resharded(), params),
+        jax.tree.map(place_sequence, sequences),
+        jax.tree.map(resharded(*spec, None), states),
     )
 
 

@@ -18,23 +18,25 @@ def step(
     resets: jax.Array | None = None,
     reset_state: State | None = None,
     zoneout: Any = 0.0,
+    dtype: Any = None,
 ) -> tuple[State, jax.Array]:
     """One step of a cell. The arguments have been checked.
 
     Args:
       cell: the equations.
-      params: in the dtype of the computation.
+      params: its parameters.
       carry: a state, (*batch, features).
-      inputs: (*batch, in_features), in the dtype of the computation.
+      inputs: (*batch, in_features).
       resets: (*batch,) bool, or None.
       reset_state: like carry, or None for zero.
       zoneout: the rate, or rates in the form of the state; the step takes their expectation.
+      dtype: of the computation; by default the promotion of the dtypes of params and inputs.
 
     Returns:
       The new state, in the dtype and weak type of the old one, so that a scan can carry it, e.g. a float32 state
       through a computation in bfloat16; and the output, in the dtype of the computation.
     """
-    params, inputs, state_dtype = cell.cast(params, inputs)
+    params, inputs, state_dtype = cell.cast(params, inputs, dtype)
     like = cell.initial_state(params, inputs.shape[:-1], state_dtype)
     rates, _ = check_zoneout(zoneout, None, like, 1)
     state = base.astype_like(carry, like)
@@ -46,13 +48,6 @@ def step(
     new = MaskedStep(cell, rates)((params, reset_state, None), state, (inputs, None, resets, None))
     output = cell.output(new).astype(initializers.floating_dtype((inputs, params)))
     return base.restore_types(new, carry), output
-
-
-def cast(params: Any, inputs: jax.Array, dtype: Any) -> tuple[Any, jax.Array]:
-    """Parameters and inputs with their floating-point leaves in `dtype`; unchanged if it is None."""
-    if dtype is None:
-        return params, inputs
-    return initializers.cast_floating((params, inputs), dtype)
 
 
 def carry_dtype(dtype: Any, param_dtype: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,9 +26,19 @@ def init_params(
 
     Raises:
       TypeError: if an initializer among the options returns a box, e.g. one of `with_partitioning`.
+
+    >>> import gru_jax
+    >>> from flax import linen as nn
+    >>> boxed = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    >>> options = {"kernel_init": boxed}
+    >>> init_params(gru_jax.cells.LSTM(), jax.random.key(0), 3, 4, "float32", options)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    TypeError: init_options['kernel_init'] must return an array, got a Partitioned: ...
     """
     keywords = {name: _without_boxes(name, value) for name, value in (options or {}).items()}
-    if accepts_keyword(cell.init, "dtype"):
+    accepted = inspect.signature(cell.init).parameters
+    if "dtype" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         keywords.setdefault("dtype", dtype)
     return initializers.cast_floating(cell.init(key, in_features, features, **keywords), dtype)
 
@@ -54,12 +64,6 @@ def _without_boxes(name: str, option: Any) -> Any:
         return made
 
     return checked
-
-
-def accepts_keyword(function: Callable[..., Any], keyword: str) -> bool:
-    """Whether a function takes a keyword, by this name or any."""
-    parameters = inspect.signature(function).parameters
-    return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def check_init_options(options: Any) -> None:

@@ -65,10 +65,6 @@ class Product(NamedTuple):
         """The product, without the addend."""
         return bind(self.equation, [factor, matrix] if self.place == 0 else [matrix, factor])[0]
 
-    def at_all_steps(self, factors: jax.Array, matrix: jax.Array) -> jax.Array:
-        """The products, without addends, of factors with a time axis in front."""
-        return product_at_all_steps(self.equation, self.place, factors, matrix)
-
     def value(self, factor: jax.Array, matrix: jax.Array, addend: jax.Array | None = None) -> jax.Array:
         """The product plus its addend."""
         product = self.times(factor, matrix)
@@ -162,20 +158,20 @@ class StagedStep:
     def inputs(self, weights: list[jax.Array], xs: Any) -> list[jax.Array]:
         """The second stage: values at all steps that depend on inputs, but not on the state."""
         values = self._consts | _named(self._weights, weights)
-        timed = _named(self._of_x, jax.tree.leaves(xs))
-        steps = next(iter(timed.values())).shape[0]
+        sequences = _named(self._of_x, jax.tree.leaves(xs))
+        steps = next(iter(sequences.values())).shape[0]
         for equation in self._stages[INPUTS]:
-            axes = [None if isinstance(v, Literal) or v not in timed else 0 for v in equation.invars]
+            axes = [None if isinstance(v, Literal) or v not in sequences else 0 for v in equation.invars]
             operands = [
-                read(values if axis is None else timed, v) for v, axis in zip(equation.invars, axes, strict=True)
+                read(values if axis is None else sequences, v) for v, axis in zip(equation.invars, axes, strict=True)
             ]
             if equation.primitive.name == "dot_general" and axes.count(0) == 1:
                 place = axes.index(0)
                 outs = [product_at_all_steps(equation, place, operands[place], operands[1 - place])]
             else:
                 outs = jax.vmap(lambda *values, e=equation: bind(e, list(values)), axes, axis_size=steps)(*operands)
-            timed.update(zip(equation.outvars, outs, strict=True))
-        return [timed[v] for v in self._inputs]
+            sequences.update(zip(equation.outvars, outs, strict=True))
+        return [sequences[v] for v in self._inputs]
 
     def advance(
         self,
@@ -220,7 +216,9 @@ class StagedStep:
         terms: list[Any] = []
         for product, factor in zip(self.products, factors, strict=True):
             d_matrix, d_addend = tangents.get(product.matrix), tangents.get(product.addend)
-            parts = [] if d_matrix is None else [product.at_all_steps(factor, d_matrix)]
+            parts = (
+                [] if d_matrix is None else [product_at_all_steps(product.equation, product.place, factor, d_matrix)]
+            )
             parts += [] if d_addend is None else [d_addend]
             terms.append(sum(parts[1:], start=parts[0]) if parts else None)
         return terms

@@ -98,13 +98,23 @@ def unroll(
     original = zero if h_0 is None else h_0
     h_0 = base.cast_state("h_0", original, zero)
     reset_state = None if reset_state is None else base.cast_state("reset_state", reset_state, zero)
-    dropout_mask = _dropout_mask(cell, recurrent_dropout_mask, zero)
+    dropout_mask = base.check_dropout_mask(cell, recurrent_dropout_mask, zero)
     zoneout = check_zoneout(zoneout, zoneout_mask, zero, steps)
     mask = checks.optional_flags("mask", mask, "(T, *batch)", (steps, *batch), 0)
     resets = checks.optional_flags("resets", resets, "(T, *batch)", (steps, *batch), 0)
     mask, resets = apply_lengths("lengths", lengths, mask, resets, (steps, *batch))
     h_T, hs = run(
-        cell, params, xs, h_0, mask, resets, reset_state, reverse, method, dropout_mask=dropout_mask, zoneout=zoneout
+        cell,
+        params,
+        xs,
+        h_0,
+        mask=mask,
+        resets=resets,
+        reset_state=reset_state,
+        reverse=reverse,
+        method=method,
+        dropout_mask=dropout_mask,
+        zoneout=zoneout,
     )
     return base.restore_types(h_T, original), hs
 
@@ -114,12 +124,12 @@ def run(
     params: Any,
     xs: jax.Array,
     h_0: State,
+    *,
     mask: jax.Array | None,
     resets: jax.Array | None,
     reset_state: State | None,
     reverse: bool,
     method: str,
-    *,
     dropout_mask: jax.Array | None = None,
     zoneout: Zoneout = NO_ZONEOUT,
 ) -> tuple[State, jax.Array]:
@@ -236,22 +246,8 @@ def apply_lengths(
 def _method(cell: Cell, method: str, zoneout: bool) -> str:
     """What "auto" stands for. Only methods that run the cell's own step have zoneout."""
     chosen = cell.methods[0] if method == "auto" else method
-    if zoneout and chosen not in ("auto", "scan", "fused"):
-        if method != "auto":
-            raise ValueError(
-                f"method={method!r} has no zoneout: it does not run the cell's step; take 'fused' or 'scan'"
-            )
-        return "fused"
-    return chosen
-
-
-def _dropout_mask(cell: Cell, mask: Any, zero: State) -> jax.Array | None:
-    """The recurrent dropout mask, checked, with the shape and dtype of the output; or None."""
-    if mask is None:
-        return None
-    if not base.takes_recurrent_dropout(cell):
-        raise ValueError(f"recurrent_dropout_mask must be None: the step of {type(cell).__name__} does not take it")
-    mask, like = checks.array("recurrent_dropout_mask", mask), cell.output(zero)
-    checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", like.shape)
-    checks.floating("recurrent_dropout_mask", mask)
-    return jax.lax.stop_gradient(mask.astype(like.dtype))
+    if not zoneout or chosen in ("auto", "scan", "fused"):
+        return chosen
+    if method != "auto":
+        raise ValueError(f"method={method!r} has no zoneout: it does not run the cell's step; take 'fused' or 'scan'")
+    return "fused"

@@ -145,7 +145,7 @@ BAD = {
         ValueError,
         r"h_0.c must broadcast to \(\*batch, features\) = \(3, 4\), got shape \(3, 9\)",
     ),
-    "a state in step": (lambda: MGU().step(P["mgu"][0], jnp.zeros(9), P["mgu"][1][0]), ValueError, r"state_tm1 must broadcast to .* = \(3, 4\), got shape \(9,\)"),
+    "a state in step": (lambda: MGU().step(P["mgu"][0], jnp.zeros(9), P["mgu"][1][0]), ValueError, r"h_tm1 must broadcast to .* = \(3, 4\), got shape \(9,\)"),
     "parameters of another": (lambda: gru_jax.unroll(MinGRU(), *P["mgu"][:2]), TypeError, r"params must be gru_jax.cells.MinGRUParams.*got Params"),
     "gates of another": (lambda: gru_jax.unroll(LSTM(), *P["mgu"][:2]), ValueError, r"params.recurrent_kernel must have shape \(features, 4·features\) = \(4, 16\), got \(4, 8\)"),
     "a bias too many": (lambda: gru_jax.unroll(LSTM(), *P["refine"][:2]), ValueError, r"params.recurrent_bias must be None: this LSTM has none"),

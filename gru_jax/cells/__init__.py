@@ -12,9 +12,9 @@ This package is about the GRU. The other cells are here to be compared with it:
 - `MUT1`, `MUT2`, `MUT3`, mutants of the GRU
 - `CFN`, the chaos-free network
 
-A cell is a frozen, hashable dataclass with ``init(key, in_features, features) -> params``, ``step(params, state_tm1,
-x_t, *, resets=None, reset_state=None) -> state_t``, ``initial_state(params, batch)``, ``output(state)``, and
-``gates(params, state_tm1, x_t)``, which returns the values of its gates by name; see `Cell`.
+A cell is a frozen, hashable dataclass with ``init(key, in_features, features) -> params``, ``step(params, h_tm1,
+x_t, *, resets=None, reset_state=None) -> h_t``, ``initial_state(params, batch)``, ``output(state)``, and
+``gates(params, h_tm1, x_t)``, which returns the values of its gates by name; see `Cell`.
 A gate that interpolates keeps the state where it is 1. If a paper's gate replaces, its weights change sign here.
 
 Names of axes in this package: T time, *batch any number of batch axes (or none), D in_features, H features, G·H the

@@ -25,15 +25,15 @@ def project(
     """The projected input x W + b of each gate.
 
     Args:
-      kernel: W, (*group, D, parts·H); see `product` for the group axes.
-      bias: b, (*group, *batch, parts·H), broadcastable; or None.
-      x: (*time, *group, *batch, D).
+      kernel: W, (*weight_batch, D, parts·H); see `product` for the weight-batch axes.
+      bias: b, (*weight_batch, *batch, parts·H), broadcastable; or None.
+      x: (*time, *weight_batch, *batch, D).
       dtype: of the result.
-      time_axes: the number of axes of x before the group axes.
+      time_axes: the number of time axes, which come before the weight-batch axes.
       parts: the number of gates.
 
     Returns:
-      An array (*time, *group, *batch, H) for each gate.
+      An array (*time, *weight_batch, *batch, H) for each gate.
     """
     rows = math.prod(x.shape[:-1])
     # The number of rows is no int in an export for any size.
@@ -64,14 +64,14 @@ def product(h: jax.Array, kernel: jax.Array, time_axes: int = 0, dtype: Any = No
     """h U in the dtype of U, accumulated in `dtype`.
 
     Args:
-      h: (*time, *group, *batch, H).
-      kernel: (*group, H, K). Group axes are those of weights that `vmap` batched; usually there are none. A group axis
-        may have size 1 in either operand.
-      time_axes: the number of axes of h before the group axes.
+      h: (*time, *weight_batch, *batch, H).
+      kernel: (*weight_batch, H, K). Weight-batch axes come from a `vmap` over weights; usually there are none. They may
+        have size 1 in either operand.
+      time_axes: the number of time axes, which come before the weight-batch axes.
       dtype: of the result; by default that of h.
 
     Returns:
-      (*time, *group, *batch, K).
+      (*time, *weight_batch, *batch, K).
     """
     dtype = h.dtype if dtype is None else dtype
 
@@ -79,15 +79,15 @@ def product(h: jax.Array, kernel: jax.Array, time_axes: int = 0, dtype: Any = No
         result = jnp.matmul(_rows(h).astype(kernel.dtype), kernel, preferred_element_type=dtype)
         return result.reshape(*h.shape[:-1], kernel.shape[-1])
 
-    for group in reversed(range(kernel.ndim - 2)):
-        dot = _over_group(dot, time_axes, h.shape[time_axes + group], kernel.shape[group])
+    for axis in reversed(range(kernel.ndim - 2)):
+        dot = _over_weight_batch(dot, time_axes, h.shape[time_axes + axis], kernel.shape[axis])
     return dot(h, kernel)
 
 
-def _over_group(
+def _over_weight_batch(
     dot: Callable[..., jax.Array], time_axes: int, h_size: int, kernel_size: int
 ) -> Callable[..., jax.Array]:
-    """`dot` mapped over a group axis, which may have size 1 in either operand."""
+    """`dot` mapped over a weight-batch axis, which may have size 1 in either operand."""
     if h_size == 1 or kernel_size == 1:
         axes = (time_axes if h_size > 1 else None, 0 if kernel_size > 1 else None)
 

@@ -33,6 +33,11 @@ class Cell(Protocol):
         """The name of the gate that keeps the state where it is 1; empty if there is none."""
         ...
 
+    @property
+    def takes_recurrent_dropout(self) -> bool:
+        """Whether `step` takes a recurrent_dropout_mask."""
+        ...
+
     def init(self, key: jax.Array, in_features: int, features: int, /) -> Any:
         """Fresh parameters, any pytree of arrays."""
         ...
@@ -61,7 +66,7 @@ class Cell(Protocol):
         """The width of the input, None if the parameters do not tell it."""
         ...
 
-    def cast(self, params: Any, x: Any) -> tuple[Any, Any, Any]:
+    def cast(self, params: Any, x: Any, dtype: Any = None) -> tuple[Any, Any, Any]:
         """Parameters and input in the compute dtype; and the dtype of the state."""
         ...
 
@@ -75,14 +80,6 @@ def check_cell(cell: Any) -> None:
 def check_method(cell: Cell, method: Any) -> None:
     """Checks that `method` is one of the cell's."""
     checks.choice("method", method, tuple(dict.fromkeys(("auto", *cell.methods))))
-
-
-def takes_recurrent_dropout(cell: Cell) -> bool:
-    """Whether the step of a cell names `recurrent_dropout_mask` among its arguments.
-
-    A step that takes any keyword might ignore the mask, so it does not count.
-    """
-    return "recurrent_dropout_mask" in inspect.signature(cell.step).parameters
 
 
 class CellBase:
@@ -123,6 +120,23 @@ class CellBase:
     def update_gate(self) -> str:
         """The name of the gate that keeps the state where it is 1; empty if there is none."""
         return ""
+
+    @property
+    def takes_recurrent_dropout(self) -> bool:
+        """Whether `step` names `recurrent_dropout_mask` among its arguments.
+
+        A step that takes any keyword might ignore the mask, so it does not count.
+
+        >>> from gru_jax import cells
+        >>> cells.GRU().takes_recurrent_dropout, cells.LSTM().takes_recurrent_dropout
+        (True, False)
+        >>> class AnyKeyword(CellBase):
+        ...     def step(self, params, state, x, /, **options):
+        ...         return state
+        >>> AnyKeyword().takes_recurrent_dropout
+        False
+        """
+        return "recurrent_dropout_mask" in inspect.signature(self.step).parameters  # type: ignore[attr-defined]
 
     def initial_state(self, params: Any, batch: Sequence[int], dtype: Any, /) -> Any:
         """A fresh state, zero.
@@ -166,31 +180,29 @@ class CellBase:
         """The width of the input, where the parameters tell it: they do not."""
         return None
 
-    def cast(self, params: Any, x: Any) -> tuple[Any, Any, Any]:
+    def cast(self, params: Any, x: Any, dtype: Any = None) -> tuple[Any, Any, Any]:
         """Parameters and input in the compute dtype; and the dtype of the state.
 
         Args:
           params: the parameters.
           x: (..., in_features), the input.
+          dtype: of the computation; by default the promotion of the dtypes of parameters and input.
 
         Returns:
-          Parameters and input in the promotion of their dtypes, integers as they are; and the dtype of the state, which
-          is the same, or float32 if that is narrower.
+          Parameters and input in the compute dtype, integers as they are; and the dtype of the state, which is the
+          same, or float32 if that is wider.
 
         Raises:
-          TypeError: if none of them is in floating point.
+          TypeError: if none of the arrays is in floating point.
         """
         params = jax.tree.map(jnp.asarray, params)
-        dtype = compute_dtype(params, x)
+        if dtype is not None:
+            params, x = initializers.cast_floating((params, x), dtype)
+        leaves = (x, *jax.tree.leaves(params))
+        if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+            raise TypeError(f"params must be floating point, got {leaves[-1].dtype}")
+        dtype = initializers.floating_dtype(leaves)
         return *initializers.cast_floating((params, x), dtype), initializers.at_least_float32(dtype)
-
-
-def compute_dtype(params: Any, x: jax.Array) -> Any:
-    """The promotion of the dtypes of parameters and input; a TypeError if none of them is floating point."""
-    leaves = (x, *jax.tree.leaves(params))
-    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
-        raise TypeError(f"params must be floating point, got {leaves[-1].dtype}")
-    return initializers.floating_dtype(leaves)
 
 
 def check_and_cast(cell: Cell, params: Any, x: jax.Array, name: str, symbols: str) -> tuple[Any, Any, Any]:
@@ -227,7 +239,7 @@ def _fits(cell: Any, features: int, structure: Any, shapes: tuple[tuple[int, ...
     if one is None or two is None or [len(shape) for shape in one[1]] != [len(shape) for shape in shapes]:
         return False
     axes = zip(*(sum(each, ()) for each in (one[1], two[1], shapes)), strict=True)
-    # A size is constant, or proportional to the width of the input.
+    # A size is constant, or affine in the width of the input.
     widths = {1 + (size - first) // (second - first) for first, second, size in axes if second > first} or {1}
     return len(widths) == 1 and _shapes(cell, widths.pop(), features) == (structure, shapes)
 
@@ -240,6 +252,18 @@ def _shapes(cell: Any, in_features: int, features: int) -> Any:
         return None
     leaves, structure = jax.tree.flatten(made)
     return structure, tuple(leaf.shape for leaf in leaves)
+
+
+def check_dropout_mask(cell: Cell, mask: Any, state: State) -> jax.Array | None:
+    """The recurrent dropout mask, checked, with the shape and dtype of the output for such a state; None for None."""
+    if mask is None:
+        return None
+    if not cell.takes_recurrent_dropout:
+        raise ValueError(f"recurrent_dropout_mask must be None: the step of {type(cell).__name__} does not take it")
+    mask, like = checks.array("recurrent_dropout_mask", mask), cell.output(state)
+    checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", like.shape)
+    checks.floating("recurrent_dropout_mask", mask)
+    return jax.lax.stop_gradient(mask.astype(like.dtype))
 
 
 def cast_state(name: str, state: State, like: State) -> State:

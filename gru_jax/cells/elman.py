@@ -137,10 +137,10 @@ class Leaky(PackedCell[LeakyParams]):
 
     def gate_values(self, params: LeakyParams, h_tm1: jax.Array, x_t: jax.Array, /) -> dict[str, jax.Array]:
         if params.leak is None:
-            keep = 1 - 1 / jnp.asarray(self.time_constant, h_tm1.dtype)
+            alpha = 1 - 1 / jnp.asarray(self.time_constant, h_tm1.dtype)
         else:
-            keep = jax.nn.sigmoid(params.leak.astype(h_tm1.dtype))
-        return {"z": lifted(keep, h_tm1.ndim), "n": _candidate(self, params, h_tm1, x_t)}
+            alpha = jax.nn.sigmoid(params.leak.astype(h_tm1.dtype))
+        return {"z": lifted(alpha, h_tm1.ndim), "n": _candidate(self, params, h_tm1, x_t)}
 
     def _check_shapes(self, params: LeakyParams, name: str) -> None:
         super()._check_shapes(params, name)

@@ -64,41 +64,6 @@ class GRU(PackedCell[Params]):
         layout = super().layout(in_features, features)
         return layout | {"recurrent_bias": ("(features,)", (features,))} if self.reset_after else layout
 
-    def step(
-        self,
-        params: Params,
-        h_tm1: jax.Array,
-        x_t: jax.Array,
-        *,
-        resets: jax.Array | None = None,
-        reset_state: jax.Array | None = None,
-        recurrent_dropout_mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """One step: the state h_t that follows h_tm1 on input x_t.
-
-        Args:
-          params: `Params`.
-          h_tm1: (*batch, features), or what broadcasts to it, the state before.
-          x_t: (*batch, in_features).
-          resets: (*batch,), bool, or a number that is not 0 for True; where True an episode begins, and reset_state
-            takes the place of h_tm1.
-          reset_state: (*batch, features), or what broadcasts to it; zero if None.
-          recurrent_dropout_mask: (*batch, features); multiplies the state where it enters a recurrent product, and
-            there only: the state itself is not dropped (Gal & Ghahramani, NeurIPS 2016).
-
-        Returns:
-          h_t, (*batch, features), in float32 where the computation is in bfloat16 or float16.
-
-        Raises:
-          TypeError, ValueError: if a shape or dtype does not fit.
-        """
-        params, h_tm1, x_t = self.check_step(params, h_tm1, x_t, resets, reset_state, name="h_tm1")
-        mask = recurrent_dropout_mask
-        if mask is not None:
-            checks.shape("recurrent_dropout_mask", mask, "(*batch, features)", h_tm1.shape)
-            mask = mask.astype(h_tm1.dtype)
-        return self.unchecked_step(params, h_tm1, x_t, recurrent_dropout_mask=mask)
-
     def gate_values(
         self,
         params: Params,

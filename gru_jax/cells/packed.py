@@ -1,6 +1,7 @@
 """The base of this package's cells: parameters packed by gate, how they are drawn and checked, and a checked step."""
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax import checks, initializers, meshes
-from gru_jax.cells.base import CellBase, State, cast_state, check_and_cast, compute_dtype
+from gru_jax.cells.base import CellBase, State, cast_state, check_and_cast, check_dropout_mask
 from gru_jax.gates import interpolate
 from gru_jax.initializers import Initializer
 from gru_jax.serialization import serializable
@@ -99,30 +100,37 @@ class PackedCell(CellBase, Generic[P]):
     def step(
         self,
         params: P,
-        state_tm1: Any,
+        h_tm1: Any,
         x_t: jax.Array,
         *,
         resets: jax.Array | None = None,
         reset_state: Any = None,
+        recurrent_dropout_mask: jax.Array | None = None,
     ) -> Any:
-        """One step: the next state, after state_tm1 and the input x_t.
+        """One step: the next state h_t, after h_tm1 and the input x_t.
 
         Args:
           params: as from `init`.
-          state_tm1: the state before, (*batch, features) or an array that broadcasts to it; of an LSTM an `LSTMState`
+          h_tm1: the state before, (*batch, features) or an array that broadcasts to it; of an LSTM an `LSTMState`
             of such arrays.
           x_t: (*batch, in_features).
           resets: (*batch,), bool, or numbers, which are True if not 0. Where True an episode begins: reset_state takes
-            the place of state_tm1.
-          reset_state: like state_tm1; zero if None.
+            the place of h_tm1.
+          reset_state: like h_tm1; zero if None.
+          recurrent_dropout_mask: (*batch, features), a constant by which the state is multiplied where it enters a
+            recurrent product; the state itself is not dropped (Gal & Ghahramani, NeurIPS 2016). For cells whose
+            `gate_values` takes it, like the GRU's.
 
         Returns:
-          The state, in float32 where the computation is in bfloat16 or float16.
+          h_t, in float32 if the computation is in bfloat16 or float16.
 
         Raises:
-          TypeError, ValueError: if a shape or dtype does not fit.
+          TypeError, ValueError: if a shape or dtype does not fit, or the cell takes no recurrent_dropout_mask.
         """
-        return self.unchecked_step(*self.check_step(params, state_tm1, x_t, resets, reset_state))
+        params, h_tm1, x_t = self.check_step(params, h_tm1, x_t, resets, reset_state)
+        mask = check_dropout_mask(self, recurrent_dropout_mask, h_tm1)
+        options = {} if mask is None else {"recurrent_dropout_mask": mask}
+        return self.unchecked_step(params, h_tm1, x_t, **options)
 
     def gates(self, params: P, state: Any, x: jax.Array, /) -> dict[str, jax.Array]:
         """The values of the gates at one step, by name, (*batch, features) each. The candidate is one of them.
@@ -170,8 +178,8 @@ class PackedCell(CellBase, Generic[P]):
           The parameters, a NamedTuple: `Params` unless the cell says otherwise.
 
         Raises:
-          TypeError, ValueError: if a size is not a positive integer, an initializer cannot be called, the dtype is not
-            a floating-point one, or update_bias_init is given and there is no such bias.
+          TypeError, ValueError: if a size is not a positive integer, an initializer cannot be called, dtype is not a
+            floating-point one, or update_bias_init is given and there is no such bias.
         """
         checks.integer("in_features", in_features, at_least=1)
         checks.integer("features", features, at_least=1)
@@ -235,15 +243,19 @@ class PackedCell(CellBase, Generic[P]):
             dtype = initializers.at_least_float32(jnp.result_type(*jax.tree.leaves(params)))
         return jnp.zeros((*batch, self.features(params)), dtype)
 
+    @property
+    def takes_recurrent_dropout(self) -> bool:
+        return "recurrent_dropout_mask" in inspect.signature(self.gate_values).parameters
+
     def in_features(self, params: Any) -> int:
         """D, the width of the input."""
         return params.kernel.shape[0]
 
-    def cast(self, params: Any, x: jax.Array) -> tuple[Any, jax.Array, Any]:
-        dtype = compute_dtype(params, x)
+    def cast(self, params: Any, x: jax.Array, dtype: Any = None) -> tuple[Any, jax.Array, Any]:
+        params, x, state_dtype = super().cast(params, x, dtype)
         # Integers too: they are weights here.
-        params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
-        return params, x, initializers.at_least_float32(dtype)
+        dtype = initializers.floating_dtype((params, x))
+        return *jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x)), state_dtype
 
     def check(self, params: Any, name: str = "params") -> None:
         """Checks that `params` are parameters of this cell. Errors call them `name`.
@@ -273,28 +285,25 @@ class PackedCell(CellBase, Generic[P]):
     def check_step(
         self,
         params: Any,
-        state_tm1: State,
+        h_tm1: State,
         x_t: jax.Array,
         resets: jax.Array | None = None,
         reset_state: State | None = None,
-        name: str = "state_tm1",
     ) -> tuple[Any, State, jax.Array]:
         """The arguments of `step`, checked: parameters and input in the compute dtype, the state in its own.
 
-        Where `resets` is True, the state is reset_state, zero if None. Errors call the state `name`.
+        Where `resets` is True, the state is reset_state, zero if None.
         """
         x_t = checks.array("x_t", x_t)
         params, x_t, dtype = check_and_cast(self, params, x_t, "x_t", "(*batch, in_features)")
         batch = x_t.shape[:-1]
         zero = self.initial_state(params, batch, dtype)
-        state_tm1, start = cast_state(name, state_tm1, zero), zero
+        h_tm1, start = cast_state("h_tm1", h_tm1, zero), zero
         resets = checks.optional_flags("resets", resets, "(*batch,)", batch)
         if resets is not None:
             resets = resets[..., None]
             start = zero if reset_state is None else cast_state("reset_state", reset_state, zero)
-        x_t, params, resets, (state_tm1, start) = meshes.align_shardings(
-            x_t, params, resets, (state_tm1, start), time_axes=0
-        )
+        x_t, params, resets, (h_tm1, start) = meshes.align_shardings(x_t, params, resets, (h_tm1, start), time_axes=0)
         if resets is not None:
-            state_tm1 = jax.tree.map(functools.partial(jnp.where, resets), start, state_tm1)
-        return params, state_tm1, x_t
+            h_tm1 = jax.tree.map(functools.partial(jnp.where, resets), start, h_tm1)
+        return params, h_tm1, x_t

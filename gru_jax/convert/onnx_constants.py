@@ -55,7 +55,7 @@ class Constants:
                 raise ValueError(
                     f"constant {name!r} of the graph is damaged: it has negative sizes, {list(tensor.dims)}"
                 )
-        sizes = ((given.name, fixed_sizes(given)) for given in proto.graph.input)
+        sizes = ((value_info.name, fixed_sizes(value_info)) for value_info in proto.graph.input)
         self._inputs = {name: shape for name, shape in sizes if shape is not None}
         self._producers = producers
         self._rank = {place: rank for rank, place in enumerate(order)}
@@ -140,7 +140,7 @@ class Constants:
             if self._is_assumed(place, shapes):
                 inputs = [np.broadcast_to(np.int8(0), shapes[node.input[0]])]  # takes no memory
             else:
-                inputs = [values[given] if given in values else self._initializer(given) for given in node.input]
+                inputs = [values[tensor] if tensor in values else self._initializer(tensor) for tensor in node.input]
             values |= zip(node.output, self._evaluated(node, inputs), strict=False)
         return values[name] if name in values else self._initializer(name)
 
@@ -168,11 +168,11 @@ class Constants:
         return [np.asarray(result) for result in results]
 
 
-def fixed_sizes(given: Any) -> list[int | None] | None:
+def fixed_sizes(value_info: Any) -> list[int | None] | None:
     """The shape that a ValueInfoProto declares, with None for sizes that are open or 0; None if it declares none."""
-    if not given.type.tensor_type.HasField("shape"):
+    if not value_info.type.tensor_type.HasField("shape"):
         return None
-    sizes = given.type.tensor_type.shape.dim
+    sizes = value_info.type.tensor_type.shape.dim
     return [size.dim_value if size.HasField("dim_value") and size.dim_value > 0 else None for size in sizes]
 
 

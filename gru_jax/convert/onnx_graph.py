@@ -57,11 +57,11 @@ class Graph:
         self._proto = proto
         self._declared: dict[str, Any] | None = None
         self.nodes = list(graph.node)
-        self._producers = made = _producers(graph)
+        self._producers = _producers(graph)
         places = range(len(self.nodes))
-        before = {i: [made[name] for name in self.nodes[i].input if name in made] for i in places}
+        before = {i: [self._producers[x] for x in self.nodes[i].input if x in self._producers] for i in places}
         order = _order("nodes", before, lambda place: label(self.nodes[place]))
-        self._constants = Constants(onnx, proto, made, order)
+        self._constants = Constants(onnx, proto, self._producers, order)
         self.attributes = self._constants.attributes
         self.constant = self._constants.value
         self.constant_at = self._constants.value_at
@@ -75,7 +75,7 @@ class Graph:
             name = node.input[0]
         return None
 
-    def is_made_of(self, name: str, kind: str) -> bool:
+    def depends_on(self, name: str, kind: str) -> bool:
         """Whether the values of a tensor depend on the values, not only the shape, that a node of a kind produces."""
         pending, seen = [name], set()
         while pending:
@@ -90,13 +90,13 @@ class Graph:
 
     def shape(self, name: str) -> list[int | None] | None:
         """The shape of a tensor that is not a constant, with None for open sizes; None if unknown."""
-        given = self._types().get(name)
-        return None if given is None else fixed_sizes(given)
+        value_info = self._types().get(name)
+        return None if value_info is None else fixed_sizes(value_info)
 
     def dtype(self, name: str) -> np.dtype | None:
         """The dtype of a tensor that is not a constant; None if unknown."""
-        given = self._types().get(name)
-        kind = 0 if given is None else given.type.tensor_type.elem_type
+        value_info = self._types().get(name)
+        kind = 0 if value_info is None else value_info.type.tensor_type.elem_type
         known = self._onnx.TensorProto.DataType.values()[1:]
         return self._onnx.helper.tensor_dtype_to_np_dtype(kind) if kind in known else None
 
@@ -108,7 +108,7 @@ class Graph:
             is_safe = (all(inner.op_type != "Slice" for inner in _nested([node])) for node in self.nodes)
             model.graph.node.extend(itertools.compress(self.nodes, is_safe))
             model.graph.input.extend(self._proto.graph.input)
-            for size in (size for given in model.graph.input for size in given.type.tensor_type.shape.dim):
+            for size in (size for value_info in model.graph.input for size in value_info.type.tensor_type.shape.dim):
                 if size.dim_value < 0:
                     size.ClearField("dim_value")
             for tensor in self._proto.graph.initializer:
@@ -118,7 +118,7 @@ class Graph:
             known = list(model.graph.input)
             with contextlib.suppress(Exception):  # of any kind: the library trusts what it reads
                 known += library("onnx.shape_inference").infer_shapes(model).graph.value_info
-            self._declared = {given.name: given for given in known}
+            self._declared = {value_info.name: value_info for value_info in known}
         return self._declared
 
     def path(self, start: Sequence[str], end: str) -> list[Any] | None:
@@ -194,16 +194,16 @@ def _nested(nodes: Sequence[Any]) -> Iterator[Any]:
 
 def _producers(graph: Any) -> dict[str, int]:
     """By the name of a tensor, the index of the node that produces it; checks that each tensor has one origin."""
-    made = [(name, place) for place, node in enumerate(graph.node) for name in node.output if name]
-    given = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
-    names = [*given, *(tensor.name for tensor in graph.initializer), *(name for name, _ in made)]
+    outputs = [(name, place) for place, node in enumerate(graph.node) for name in node.output if name]
+    inputs = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
+    names = [*inputs, *(tensor.name for tensor in graph.initializer), *(name for name, _ in outputs)]
     if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
         raise ValueError(f"source must make every tensor of its graph once, got {twice} from several origins")
     known = {"", *names, *(tensor.values.name for tensor in graph.sparse_initializer)}
     for node in graph.node:
         if unknown := set(node.input) - known:
             raise ValueError(f"{label(node)} must take tensors that the graph has, got {sorted(unknown, key=str)}")
-    return dict(made)
+    return dict(outputs)
 
 
 def _order(what: str, before: Mapping[Any, Sequence[Any]], name: Callable[[Any], str]) -> list[Any]:
@@ -222,9 +222,9 @@ def _transposed(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str,
 def _squeezed(graph: Graph, node: Any, axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
     """Squeeze. Its axes are an input since operator set 13, before that an attribute."""
     attribute = graph.attributes(node).get("axes")
-    given = graph.constant(node.input[1]) if len(node.input) > 1 else attribute
+    squeezed = graph.constant(node.input[1]) if len(node.input) > 1 else attribute
     place = axes.index(DIRECTION) if DIRECTION in axes and sizes[DIRECTION] == 1 else None
-    if given is None or place is None or np.ravel(given).tolist() not in ([place], [place - len(axes)]):
+    if squeezed is None or place is None or np.ravel(squeezed).tolist() not in ([place], [place - len(axes)]):
         return None
     return tuple(axis for axis in axes if axis != DIRECTION)
 

@@ -188,29 +188,29 @@ def _check_fed(
     graph: onnx_graph.Graph, name: str, inputs: dict[str, str], layout: int, params: Sequence[Params]
 ) -> None:
     """Checks sequence_lens and initial_h, and that a model can take them as arguments."""
-    lengths, start = inputs.get("sequence_lens", ""), inputs.get("initial_h", "")
+    lengths, initial_h = inputs.get("sequence_lens", ""), inputs.get("initial_h", "")
     if (value := graph.constant(lengths)) is not None:
         raise ValueError(
             f"{name} has constant sequence_lens, {value}, and a model holds none: expected a tensor that is fed or "
             "computed"
         )
-    for kind, given in (("sequence_lens", lengths), ("initial_h", start)):
-        if graph.is_made_of(given, "GRU"):
+    for kind, tensor in (("sequence_lens", lengths), ("initial_h", initial_h)):
+        if graph.depends_on(tensor, "GRU"):
             raise ValueError(
                 f"{name} takes {kind} from a GRU, and a model holds no such link: expected a tensor that is fed, or "
-                f"computed without one, got {given!r}"
+                f"computed without one, got {tensor!r}"
             )
     of_x = graph.shape(inputs["X"]) or []
     batch = of_x[1 - layout] if len(of_x) == 3 else None
     outer = [len(params), batch] if layout == 0 else [batch, len(params)]
     _check_type(graph, f"{name} must have sequence_lens", lengths, np.dtype(np.int32), [batch])
-    _check_type(graph, f"{name} must have initial_h", start, params[0].kernel.dtype, [*outer, params[0].features])
+    _check_type(graph, f"{name} must have initial_h", initial_h, params[0].kernel.dtype, [*outer, params[0].features])
 
 
-def _check_type(graph: onnx_graph.Graph, what: str, given: str, dtype: np.dtype, sizes: Sequence[int | None]) -> None:
+def _check_type(graph: onnx_graph.Graph, what: str, tensor: str, dtype: np.dtype, sizes: Sequence[int | None]) -> None:
     """Checks dtype and shape of a tensor, as far as they are known. None in `sizes` stands for any size but 0."""
-    value = graph.constant(given)
-    its_dtype, its_sizes = graph.dtype(given), graph.shape(given)
+    value = graph.constant(tensor)
+    its_dtype, its_sizes = graph.dtype(tensor), graph.shape(tensor)
     if value is not None:
         its_dtype, its_sizes = value.dtype, list(value.shape)
     if its_dtype not in (None, dtype):
@@ -255,12 +255,12 @@ def _weights(
     """W, R and B of a node, checked, as parameters of each direction."""
     arrays: dict[Any, Any] = {}
     for kind in ("W", "R", "B"):
-        given = inputs.get(kind, "")
-        if kind == "B" and not given:
+        tensor = inputs.get(kind, "")
+        if kind == "B" and not tensor:
             continue
-        value = graph.constant(given)
+        value = graph.constant(tensor)
         if value is None:
-            raise ValueError(f"{name} must have {kind} as a constant of the graph, got {given!r}, which is not")
+            raise ValueError(f"{name} must have {kind} as a constant of the graph, got {tensor!r}, which is not")
         if value.dtype.name not in onnx_graph.FLOATS:
             raise ValueError(f"{name} must have {kind} of a dtype in {onnx_graph.FLOATS}, got {value.dtype}")
         if value.dtype != (dtype := arrays.get("W", value).dtype):

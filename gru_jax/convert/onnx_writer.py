@@ -101,7 +101,7 @@ class _GraphBuilder:
 
 
 def _declare(graph: _GraphBuilder, model: Model, seq_lengths: bool, initial_carry: bool) -> None:
-    """Inputs and outputs of the graph."""
+    """Declares inputs and outputs of the graph."""
     stack = model.stack
     outer: list[int | str] = ["time", "batch"] if stack.time_major else ["batch", "time"]
     carry_shape: list[int | str] = [stack.num_layers * stack.directions, "batch", stack.features]
@@ -115,7 +115,7 @@ def _declare(graph: _GraphBuilder, model: Model, seq_lengths: bool, initial_carr
 
 
 def _write(graph: _GraphBuilder, model: Model, seq_lengths: bool, initial_carry: bool) -> None:
-    """The nodes from inputs to outputs."""
+    """Adds the nodes between inputs and outputs."""
     stack = model.stack
     names = [f"layers.{layer}" for layer in range(stack.num_layers)]
     xs, hs = ("inputs", "outputs") if stack.time_major else ("inputs_time_first", "outputs_time_first")
@@ -137,7 +137,7 @@ def _write(graph: _GraphBuilder, model: Model, seq_lengths: bool, initial_carry:
     if not (seq_lengths and initial_carry):
         graph.node("Concat", h_Ts, ["carry"], axis=0)
         return
-    # What the last state of an empty sequence is, ONNX leaves open; ONNX Runtime makes it zero.
+    # ONNX does not define the last state of an empty sequence, and ONNX Runtime makes it zero.
     graph.node("Concat", h_Ts, ["last_states"], axis=0)
     graph.node("Equal", ["seq_lengths", graph.constant("zero", 0, np.int32)], ["is_empty"])
     graph.node("Unsqueeze", ["is_empty", graph.constant("outer_axes", [0, 2], np.int64)], ["is_empty_everywhere"])
@@ -147,15 +147,15 @@ def _write(graph: _GraphBuilder, model: Model, seq_lengths: bool, initial_carry:
 def _write_layer(
     graph: _GraphBuilder, stack: Stack, cells: Sequence[Params], name: str, inputs: list[str], outputs: str
 ) -> None:
-    """A GRU node.
+    """Adds the GRU node of a layer to the graph.
 
     Args:
-      graph: that gets it.
-      stack: what the layer belongs to.
+      graph: the graph.
+      stack: the stack of the layer.
       cells: the parameters of its directions.
       name: of the layer.
-      inputs: the names of xs (time, batch, width), and of lengths and initial states, which may be empty.
-      outputs: the name of (time, batch, directions·features).
+      inputs: names of the inputs (time, batch, width), the lengths and the initial states; the last two may be "".
+      outputs: name of the outputs, (time, batch, directions·features).
     """
     xs, lengths, h_0 = inputs
     use_bias = any(cell.bias is not None or cell.recurrent_bias is not None for cell in cells)
@@ -186,7 +186,7 @@ def _write_layer(
 
 
 def _activation(argument: str, function: Activation) -> str:
-    """What ONNX calls an activation."""
+    """The name of an activation in ONNX."""
     name = activations.name_of(argument, function)
     if name not in activations.ONNX:
         raise ValueError(f"{argument} must be one that ONNX' GRU has, some of {list(activations.ONNX)}, got {name!r}")
@@ -194,7 +194,7 @@ def _activation(argument: str, function: Activation) -> str:
 
 
 def _dtype(model: Model) -> Any:
-    """The dtype of the computation, which ONNX' GRU must know."""
+    """The dtype of the computation, checked to be one of ONNX' GRU."""
     dtypes = {np.dtype(leaf.dtype) for params in model.params for leaf in params if leaf is not None}
     dtype = model.stack.dtype
     if dtype is None:

@@ -1,4 +1,4 @@
-"""Recurrent layers for Flax's linen: cell and loop in the place of its `GRUCell` and `RNN`, and layers of any cell.
+"""Recurrent layers for Flax's linen: replacements of its `GRUCell` and `RNN`, and layers of any cell.
 
 Parameters of a GRU have the names and shapes that Flax gives them, so that a checkpoint of Flax's modules loads.
 """

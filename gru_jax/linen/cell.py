@@ -128,8 +128,8 @@ class GRUCell(nn.RNNCellBase):
         """
         carries.check_reset_state(resets, reset_state, self.carry_init)
         carry, inputs, resets, reset_state = arguments.step(carry, inputs, resets, reset_state, None, None)
-        params, x = one_step.cast(self.gru_params(inputs.shape[-1], carry.shape[-1]), inputs, self.dtype)
-        return one_step.step(self.equations, params, carry, x, resets, reset_state)
+        params = self.gru_params(inputs.shape[-1], carry.shape[-1])
+        return one_step.step(self.equations, params, carry, inputs, resets, reset_state, dtype=self.dtype)
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array | None, input_shape: Sequence[int]) -> jax.Array:

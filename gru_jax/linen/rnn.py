@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 from flax import traverse_util
 
-from gru_jax import arguments, checks, layers, parameters
+from gru_jax import checks, layers, parameters
 from gru_jax.carries import Carry
 from gru_jax.cells import Cell
 from gru_jax.layers import Outputs
@@ -143,7 +143,6 @@ class RNN(Layer):
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
         stack = dataclasses.replace(self._stack(), time_major=time_major, reverse=reverse)
-        inputs = arguments.inputs(inputs, None, time_major)
         if isinstance(self.cell, GRUCell) and initial_carry is not None:
             initial_carry = checks.array("initial_carry", initial_carry)
             stack = dataclasses.replace(stack, features=(self.features, *initial_carry.shape)[-1])
@@ -152,9 +151,8 @@ class RNN(Layer):
         if keep_order is None:
             keep_order = not isinstance(self.cell, GRUCell)
         if reverse and not keep_order:
-            batch_axes = inputs.ndim - 2
             outputs = jax.tree.map(
-                lambda hs: nn.recurrent.flip_sequences(hs, seq_lengths, batch_axes, time_major), outputs
+                lambda hs: nn.recurrent.flip_sequences(hs, seq_lengths, hs.ndim - 2, time_major), outputs
             )
         return (carry, outputs) if (self.return_carry if return_carry is None else return_carry) else outputs
 

@@ -1,4 +1,4 @@
-"""Recurrent layers for Flax's nnx: a cell that takes the place of `flax.nnx.GRUCell`, and whole layers of any cell."""
+"""Recurrent layers for Flax's nnx: a replacement of its `GRUCell`, and layers of any cell."""
 
 from gru_jax.nnx.cell import GRUCell
 from gru_jax.nnx.layer import GRU
