@@ -69,9 +69,7 @@ def exact(cell, args, options, direction=None) -> Exact:
     given = {
         "mask": np.ones((STEPS, BATCH), bool) if mask is None else np.asarray(mask),
         "resets": np.zeros((STEPS, BATCH), bool) if resets is None else np.asarray(resets),
-        "recurrent_dropout_mask": np.ones((BATCH, FEATURES))
-        if dropout_mask is None
-        else np.asarray(dropout_mask, np.float64),
+        "recurrent_dropout_mask": np.asarray(dropout_mask, np.float64),
     }
     args = tuple(jax.tree.map(np.asarray, args))
     direction = tangents(args) if direction is None else direction
