@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -74,6 +75,13 @@ def exact(cell, args, options, direction=None) -> Exact:
     args = tuple(jax.tree.map(np.asarray, args))
     direction = tangents(args) if direction is None else direction
     return jax.device_get(_by_scan(cell, options.get("reverse", False))(args, given, tuple(direction)))
+
+
+def exact_hessian(cell, args, options):
+    """Of the arguments as one vector: each of its columns is the product with a unit vector."""
+    at, unravel = jax.flatten_util.ravel_pytree(args)
+    columns = [exact(cell, args, options, unravel(unit)).hessian_product for unit in np.eye(at.size)]
+    return np.stack([np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(column)]) for column in columns])
 
 
 class Operator(NamedTuple):
