@@ -52,16 +52,12 @@ def effort(request):
     jax.config.update("jax_disable_most_optimizations", hasty)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def compiled(request):
+@pytest.fixture(autouse=True, scope="module")
+def caches(request):
     """What one test module has compiled, another loads, in whichever process, and the next time: draws, most often."""
     if (cache := getattr(request.config, "cache", None)) is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("compiled")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def caches():
     yield
     jax.clear_caches()  # gigabytes by the end otherwise, which the garbage collector goes through again and again

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -69,13 +70,18 @@ def exact(cell, args, options, direction=None) -> Exact:
     given = {
         "mask": np.ones((STEPS, BATCH), bool) if mask is None else np.asarray(mask),
         "resets": np.zeros((STEPS, BATCH), bool) if resets is None else np.asarray(resets),
-        "recurrent_dropout_mask": np.ones((BATCH, FEATURES))
-        if dropout_mask is None
-        else np.asarray(dropout_mask, np.float64),
+        "recurrent_dropout_mask": np.asarray(dropout_mask, np.float64),
     }
     args = tuple(jax.tree.map(np.asarray, args))
     direction = tangents(args) if direction is None else direction
     return jax.device_get(_by_scan(cell, options.get("reverse", False))(args, given, tuple(direction)))
+
+
+def exact_hessian(cell, args, options):
+    """Of the arguments as one vector: each of its columns is the product with a unit vector."""
+    at, unravel = jax.flatten_util.ravel_pytree(args)
+    columns = [exact(cell, args, options, unravel(unit)).hessian_product for unit in np.eye(at.size)]
+    return np.stack([np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(column)]) for column in columns])
 
 
 class Operator(NamedTuple):

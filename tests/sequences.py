@@ -1,7 +1,5 @@
 """Inputs, weights and comparisons that the tests of both module APIs share."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,12 +49,6 @@ def composed(cell, params, xs, *, bidirectional, **options):
             hs = jnp.concatenate([hs, backward], axis=-1)
         xs = hs
     return tuple(carry), xs
-
-
-def by_episode(run, x, resets):
-    """Outputs of `run` on every episode of one sequence (time, in_features) on its own, put side by side."""
-    starts = [0, *(t for t in range(1, len(resets)) if resets[t]), len(resets)]
-    return jnp.concatenate([run(x[start:end]) for start, end in itertools.pairwise(starts)])
 
 
 def identity(x):

@@ -20,7 +20,6 @@ from tests.sequences import (
     TIME,
     assert_close,
     assert_one_mask_per_sequence,
-    by_episode,
     composed,
     copying,
     counting,
@@ -73,17 +72,6 @@ def test_layouts_agree(api):
     assert outputs.shape == (2, BATCH, TIME, 2 * FEATURES)
     assert_close((carry_major, jnp.moveaxis(outputs_major, 0, -2)), (carry, outputs))
     assert_close(one, (tuple(h[1, 2] for h in carry), outputs[1, 2]))
-
-
-@each_api
-@pytest.mark.parametrize("options", [{}, BOTH], ids=["one", "two both ways"])
-def test_resets_run_every_episode_on_its_own(api, options):
-    layer, x = gru(api, **options), inputs(batch=())
-    every = [np.array(flags, bool) for flags in ([0, 0, 1, 0, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0])]
-    ours, expected = jax.jit(
-        lambda: ([layer(x, resets=resets) for resets in every], [by_episode(layer, x, resets) for resets in every])
-    )()
-    assert_close(ours, expected)
 
 
 @each_api

@@ -1,6 +1,7 @@
 """Runs that are interrupted, at whatever moment: they say how to go on, and end as one left alone does."""
 
 import concurrent.futures
+import functools
 import json
 import os
 import shlex
@@ -30,10 +31,12 @@ def _ctrl_c_reaches_what_is_started():
     signal.signal(signal.SIGINT, before)
 
 
-def start(folder, *options):
-    """The command in a process of its own; it compiles anew, with little effort, where nothing says otherwise."""
+def start(folder, *options, cache=None):
+    """The command in a process of its own; it compiles anew, with little effort, or loads what `cache` has."""
     command = [sys.executable, "-W", "error", "-m", "experiments", "train", "copy", *options, "--out", str(folder)]
     environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_ENABLE_COMPILATION_CACHE": "false", **os.environ}
+    if cache:
+        environment |= {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(cache)}
     return subprocess.Popen(
         [*command, "--resume"], cwd=ROOT, env=environment, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True
     )
@@ -76,18 +79,19 @@ def check_left(process, folder, number):
 def test_interrupted_runs_end_the_same(tmp_path):
     """By Ctrl-C while it compiles, kill -9 and SIGTERM while it runs; bit for bit what a run left alone ends with."""
     alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    start_again = functools.partial(start, cache=tmp_path / "cache")
     process = start(stopped, *LONGER)
     wait_for(process, (stopped / runs.CONFIG).exists)
     check_left(process, stopped, signal.SIGINT)
-    undisturbed, process = start(alone, *LONGER), start(stopped, *LONGER)
+    undisturbed, process = start_again(alone, *LONGER), start_again(stopped, *LONGER)
     wait_for(process, lambda: count(stopped) >= 3)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    process = start(stopped, *LONGER)
+    process = start_again(stopped, *LONGER)
     wait_for(process, lambda: count(stopped) >= 6)
     check_left(process, stopped, signal.SIGTERM)
-    for process in (undisturbed, start(stopped, *LONGER)):
+    for process in (undisturbed, start_again(stopped, *LONGER)):
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert "0 of 2 seeds solved" in out
@@ -99,29 +103,32 @@ def test_interrupted_runs_end_the_same(tmp_path):
 def test_thirty_interrupts(tmp_path):
     """At random moments from the start on, so while it imports, compiles and trains, too: none costs what is recorded.
 
-    Two runs side by side, fifteen times each; then what they have recorded is what a run left alone does.
+    Two runs side by side, fifteen times each, one of which need not compile; then what they have recorded is what a run
+    left alone does.
     """
     options = shlex.split(f"{SMALL} --steps 1000000 --chunk 500 --checkpoint-seconds 2")
-    alone, *stopped = (tmp_path / name for name in ("alone", "one", "other"))
-    process, began = start(alone, *options), time.perf_counter()
+    alone, cold, warm, cache = (tmp_path / name for name in ("alone", "cold", "warm", "cache"))
+    process, began = start(alone, *options, cache=cache), time.perf_counter()
     wait_for(process, lambda: count(alone))
     first = time.perf_counter() - began
     check_left(process, alone, signal.SIGINT)
 
-    def interrupt(seed):
-        moments = np.random.default_rng(seed).uniform(0, 1.5 * first, size=15).tolist()
+    def interrupt(folder, latest, seed, **given):
+        moments = np.random.default_rng(seed).uniform(0, latest, size=15).tolist()
         for moment in moments:
-            process, began = start(stopped[seed], *options), time.perf_counter()
+            process, began = start(folder, *options, **given), time.perf_counter()
             time.sleep(max(0, moment - (time.perf_counter() - began)))
             if moment is moments[-1]:  # by then, at the latest, something is recorded
-                wait_for(process, lambda: count(stopped[seed]))
-            check_left(process, stopped[seed], signal.SIGINT)
+                wait_for(process, lambda: count(folder))
+            check_left(process, folder, signal.SIGINT)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        list(pool.map(interrupt, range(2)))
-    recorded = [(folder / runs.METRICS).read_bytes() for folder in stopped]
-    process = start(alone, *options)
-    wait_for(process, lambda: count(alone) >= max(map(count, stopped)))
+        both = pool.submit(interrupt, cold, 1.2 * first, 0), pool.submit(interrupt, warm, 0.8 * first, 1, cache=cache)
+        for one in both:
+            one.result()
+    recorded = [(folder / runs.METRICS).read_bytes() for folder in (cold, warm)]
+    process = start(alone, *options, cache=cache)
+    wait_for(process, lambda: count(alone) >= max(map(count, (cold, warm))))
     check_left(process, alone, signal.SIGINT)
     assert all(recorded)
     assert all((alone / runs.METRICS).read_bytes().startswith(each) for each in recorded)
