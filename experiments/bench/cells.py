@@ -21,7 +21,7 @@ Run = Callable[[Any, jax.Array], jax.Array]
 
 
 class CellTime(NamedTuple):
-    """What a cell over a sequence costs.
+    """The cost of a cell over a sequence.
 
     Attributes:
       shape: T, B, D and H.
@@ -29,9 +29,9 @@ class CellTime(NamedTuple):
       which: of `PASSES`.
       name: "gru_jax-" and a method of `unroll`, or a cell of Flax.
       timing: of a call.
-      speedup: how many times as fast as the faster of Flax' cells, the median over rounds.
-      difference: of hs from gru_jax' plain scan, as a share of the largest; None where the equations are others.
-      temporary_bytes: peak of temporary memory by XLA's analysis.
+      speedup: over the faster of Flax' cells, the median over rounds.
+      difference: the largest difference from our plain scan, as a share of the largest value; None if equations differ.
+      temporary_bytes: peak temporary memory by XLA's analysis.
     """
 
     shape: Shape
@@ -45,7 +45,7 @@ class CellTime(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether the result is that of the scan, to rounding, or is not to be."""
+        """Whether the result is that of the scan, to rounding; True if the equations differ."""
         return self.difference is None or self.difference <= TOLERANCE
 
 
@@ -53,7 +53,7 @@ def run(shapes: Iterable[Shape], rounds: int, sample_seconds: float) -> Iterator
     """Times both cells by each method and Flax' cells, forward and gradient, in turn.
 
     Args:
-      shapes: what to run.
+      shapes: to time.
       rounds, sample_seconds: see `timing.interleave`.
 
     Yields:
@@ -117,7 +117,7 @@ def _over_time(step: Callable[[Any, Any, jax.Array], Any], carry: Any) -> Run:
 
 
 def _lstm(shape: Shape) -> dict[str, tuple[Run, Any]]:
-    """On the same weights; Flax' first cell has a product for every gate, its second one for all."""
+    """Our LSTM and both of Flax on the same weights; the first has a product for each gate, the second one for all."""
     from flax import nnx
 
     cell = gru_jax.cells.LSTM()
@@ -144,7 +144,7 @@ def _lstm(shape: Shape) -> dict[str, tuple[Run, Any]]:
 
 
 def _mgu(shape: Shape) -> dict[str, tuple[Run, Any]]:
-    """Flax' cell resets after the product, ours, as the paper, before."""
+    """Our MGU, which resets before the product, as in the paper; and that of Flax, which resets after it."""
     from flax import linen
 
     cell = gru_jax.cells.MGU()
