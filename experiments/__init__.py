@@ -1,4 +1,4 @@
-"""Experiments: GRUs trained on synthetic memory tasks, from the command line.
+"""Experiments: recurrent networks trained on synthetic memory tasks, from the command line.
 
 ::
 

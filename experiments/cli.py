@@ -24,10 +24,10 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
 
     Args:
       arguments: of the command line, without the program's name; by default those of the process.
-      started: `time.perf_counter()` when the process began.
+      started: `time.perf_counter()` at the start of the process.
 
     Returns:
-      The exit status: 2 for a mistake in the arguments, 141 if what reads the output has ended, as `head` does, else
+      The exit status: 2 for a mistake in the arguments, 141 if the reader of the output has ended, as `head` does, else
       that of `experiments.session.train`, `experiments.sweep.run` or `experiments.bench.session.run`.
     """
     started = time.perf_counter() if started is None else started
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
 
 
 def run(options: Command, started: float) -> int:
-    """Runs what the arguments ask for; see `main`.
+    """Runs the command that the arguments ask for; see `main`.
 
     Raises:
-      ValueError, OSError: if an option makes no sense, or a file cannot be read; before anything is computed.
+      ValueError, OSError: before anything is computed, if an option makes no sense or a file cannot be read.
     """
     match options:
         case config.Train():
@@ -68,8 +68,8 @@ def run(options: Command, started: float) -> int:
 
 
 def report(options: Report) -> int:
-    """Writes a page of runs."""
-    # Imported only here: training need not wait for it.
+    """Writes the report on a folder of runs."""
+    # Imported here so that training need not wait for it.
     from experiments.report import write
 
     print(write(options.runs, options.out))
@@ -78,14 +78,14 @@ def report(options: Report) -> int:
 
 def bench(options: Bench) -> int:
     """Runs a benchmark."""
-    # Imported only here: training need not wait for it.
+    # Imported here so that training need not wait for it.
     from experiments.bench import session as bench_session
 
     return bench_session.run(options)
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """What the arguments say; `train TASK` with the options and defaults of that task.
+    """Parses the arguments; `train TASK` has the options of that task, with its defaults.
 
     Raises:
       ValueError: if there is no such task; the message suggests the nearest name.
@@ -101,7 +101,7 @@ def parse(arguments: Sequence[str]) -> Command:
     )
 
     def train(options: by_task) -> config.Train:
-        """Train a GRU on a task until it is solved or the budget of steps is spent."""
+        """Train a model on a task until it is solved or the budget of steps is spent."""
         return options
 
     options: Any = tyro.extras.subcommand_cli_from_dict(
@@ -115,14 +115,14 @@ def parse(arguments: Sequence[str]) -> Command:
 
 
 def join(options: config.Train) -> None:
-    """Joins the other processes that train the same run; where there is only one, nothing."""
+    """Connects to the other processes that train the same run, if there are any."""
     options.check_processes()
     if options.processes > 1:
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
+    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "gru_jax" / "xla"))

@@ -1,4 +1,4 @@
-"""Settings of a training run: what determines its result, and what does not."""
+"""Settings of a training run: `Config`, which determines its result, and `Train`, which adds where and how to run."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ PROGRAM = "python -m experiments"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All that determines the result of a run, bit for bit on one machine; goes into config.json."""
+    """The settings that determine the result of a run, bit for bit on one machine; written to config.json."""
 
     task: tyro.conf.Suppress[str]
     """name of the task"""
@@ -38,31 +38,31 @@ class Config:
     schedule: str = "constant"
     """of the learning rate: constant, or cosine or linear, which end at 0"""
     warmup: int = 0
-    """optimizer steps in which the learning rate rises to its peak"""
+    """optimizer steps over which the learning rate rises to its peak"""
     clip: float = 1.0
-    """largest global norm of a gradient; longer ones are scaled down"""
+    """largest global norm of a gradient; larger ones are scaled down to it"""
     cell: str = "gru"
-    """the recurrent cell: see `list`; or one's own, path/to/file.py:MyCell"""
+    """the recurrent cell: see `list`; or one of your own, path/to/file.py:MyCell"""
     init: str = "chrono"
-    """how the cell's weights begin; see `list`"""
+    """how the cell's weights are initialised; see `list`"""
     match_params: int = 0
-    """number of parameters to come as near to as units allow, instead of --hidden; 0: --hidden counts"""
+    """number of parameters to match as nearly as possible by the number of units; 0: --hidden counts"""
     seed: int = 0
     """the first seed, of parameters and data"""
     seeds: int = 1
-    """how many seeds, from --seed on, are trained side by side in one program"""
+    """how many seeds, from --seed on, to train side by side in one program"""
     chunk: int = 100
     """optimizer steps in one compiled call, between two evaluations"""
     evaluation: int = 1024
     """sequences in an evaluation, rounded up to whole batches"""
     beyond: tuple[int, ...] = ()
-    """longer lengths at which it is evaluated too"""
+    """longer lengths to evaluate at, too"""
     curriculum: tuple[int, ...] = ()
     """lengths to train at before --length, each for --curriculum-steps"""
     curriculum_steps: int = 0
     """optimizer steps at each length of the curriculum"""
     target_loss: float = 0.0
-    """evaluation loss that must be reached, too, for the task to count as solved; 0: the task's criterion alone"""
+    """evaluation loss that a solved task must reach, too; 0: the task's criterion alone"""
 
     def check(self) -> None:
         """Raises ValueError that names the option as on the command line, if a value makes no sense."""
@@ -116,7 +116,7 @@ class Config:
     @property
     def model(self) -> models.Model:
         """The model to train."""
-        return models.Model(self.cell, self.init if models.takes(self.cell, self.init) else "default")
+        return models.Model(self.cell, self.init if models.accepts_init(self.cell, self.init) else "default")
 
     @functools.cached_property
     def units(self) -> int:
@@ -131,7 +131,7 @@ class Config:
         return self.model.fit(self.match_params, task.in_features, task.out_features)
 
     def stage(self, step: int) -> tuple[int, int]:
-        """The length that step `step` trains at, and the first step that trains at another, or `steps`.
+        """The length of the data at a step, and the first step at which the length is another, or else `steps`.
 
         >>> config = dataclasses.replace(defaults("adding").config, curriculum=(10, 30), curriculum_steps=50)
         >>> config.stage(0), config.stage(49), config.stage(50), config.stage(100)
@@ -143,12 +143,12 @@ class Config:
         return self.length, self.steps
 
     def solved(self, metrics: Mapping[str, float]) -> bool:
-        """Whether metrics of one seed, those of length L beyond the trained one as "name@L", meet the criterion."""
+        """Whether the metrics of one seed meet the criterion; those at a longer length L are called "name@L"."""
         task = tasks.get(self.task)
         here = {name: value for name, value in metrics.items() if "@" not in name}
         there = [{name: metrics[f"{name}@{length}"] for name in here} for length in self.beyond if task.generalises]
-        enough = not self.target_loss or here["loss"] <= self.target_loss
-        return enough and all(task.solved(each) for each in (here, *there))
+        on_target = not self.target_loss or here["loss"] <= self.target_loss
+        return on_target and all(task.solved(each) for each in (here, *there))
 
     def as_dict(self) -> dict[str, Any]:
         """As written to config.json."""
@@ -171,19 +171,19 @@ class Train:
     ] = None
     """run folder"""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """go on with the run in the folder where it was stopped; with a finished run, show its summary"""
+    """go on with an interrupted run in the folder; of a finished one, show the summary"""
     checkpoint_seconds: float = 5.0
     """least time between two checkpoints, in seconds; does not change the result"""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """write TensorBoard events, too, into the run folder"""
+    """write TensorBoard events into the run folder, too"""
     devices: int = 1
-    """devices to share out the batch among"""
+    """number of devices over which a batch is sharded"""
     coordinator: str | None = None
-    """HOST:PORT of process 0, when several processes train together"""
+    """HOST:PORT of process 0, if several processes train together"""
     processes: int = 1
-    """how many processes train together; --devices counts those of all"""
+    """how many processes train together; --devices counts the devices of all"""
     process: int = 0
-    """which of them this one is"""
+    """the number of this process among them"""
 
     def check(self) -> None:
         """Raises ValueError that names the option as on the command line, if a value makes no sense."""
@@ -225,29 +225,38 @@ class Train:
         return "-".join([*words, f"s{config.seed}" if config.seeds == 1 else f"s{config.seed}..{last}"])
 
     def command(self, result_only: bool = False) -> str:
-        """The command line that says the same, without --resume; with `result_only` also without what leaves the
-        result as it is.
+        """The command line of these settings, without --resume; with `result_only` only those that change the result.
 
         >>> options = defaults("adding")
         >>> dataclasses.replace(options, out=Path("my runs")).command()
         "python -m experiments train adding --out 'my runs'"
         """
-        usual, words = defaults(self.config.task), []
-        pairs: list[tuple[Any, Any]] = [(self.config, usual.config)] + ([] if result_only else [(self, usual)])
-        for mine, default in pairs:
-            for field in dataclasses.fields(mine):
-                value = getattr(mine, field.name)
-                if field.name in ("config", "resume") or value == getattr(default, field.name):
-                    continue
-                words += [_option(field.name), *map(str, value if isinstance(value, tuple) else [value])]
-                if value is True:
-                    words.pop()
+        usual = defaults(self.config.task)
+        words = changed_options(self.config, usual.config)
+        if not result_only:
+            words += changed_options(dataclasses.replace(self, config=usual.config, resume=usual.resume), usual)
         return shlex.join([*PROGRAM.split(), "train", self.config.task, *words])
 
 
 def defaults(name: str) -> Train:
     """The defaults of `train` for a task: its recipe."""
     return Train(Config(task=name, **tasks.get(name).recipe._asdict()))
+
+
+def changed_options(options: Any, usual: Any) -> list[str]:
+    """The words of a command line that set those fields of a dataclass that are not as usual.
+
+    >>> train = defaults("adding")
+    >>> changed_options(dataclasses.replace(train, tensorboard=True, devices=2), train)
+    ['--tensorboard', '--devices', '2']
+    """
+    words = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value != getattr(usual, field.name):
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
+            words += [_option(field.name), *map(str, values)]
+    return words
 
 
 def _option(name: str) -> str:

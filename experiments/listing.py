@@ -1,4 +1,4 @@
-"""What `list` prints: the tasks, and a sample of one."""
+"""The output of `list`: all tasks, or one task with a sample."""
 
 import dataclasses
 import textwrap
@@ -12,16 +12,16 @@ from experiments.config import PROGRAM
 from experiments.report.measures import Measure, published_text
 
 COLUMNS = 100
-# Time steps, or what a task counts as its length, that fit on a line.
+# The length of a sample that fits on a line.
 SAMPLE_LENGTH = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Show the tasks: where they come from, trivial baseline, when they are solved, published results."""
+    """Show the tasks: source, trivial baseline, criterion, published results."""
 
     task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[TASK]", help_behavior_hint="(optional)")] = ""
-    """only this task, with a sample"""
+    """this task alone, with a sample"""
 
     def check(self) -> None:
         """Raises ValueError if there is no such task; the message suggests the nearest name."""
@@ -30,7 +30,7 @@ class Listing:
 
 
 def text(name: str = "") -> str:
-    """All tasks, a block each, cells and initialisations; or one task, with a sample and the command that trains on it.
+    """All tasks, cells and initialisations; or one task, with a sample and the command that trains on it.
 
     Raises:
       ValueError: if there is no task of this name.
@@ -62,7 +62,7 @@ def _block(task: tasks.Task) -> str:
     rows = [
         ("paper", task.paper),
         ("baseline", f"{loss.title} {loss.text(task.baseline(length))} at T = {length}"),
-        ("solved", task.criterion),
+        ("solved", task.criterion.text),
     ]
     published = [f"{published_text(task, reference)} ({reference.source})" for reference in task.references]
     for place, line in enumerate(published or ["none that is certain"]):
@@ -71,7 +71,7 @@ def _block(task: tasks.Task) -> str:
 
 
 def _models() -> list[str]:
-    """What --cell and --init can be."""
+    """The names that --cell and --init take."""
     return [
         _wrap("cells: ", ", ".join(models.CELLS)),
         _wrap("inits: ", ", ".join(models.INITS)),

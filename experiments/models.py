@@ -1,4 +1,4 @@
-"""A recurrent cell with a linear readout, on gru_jax's functions: which cells, how they begin, how large they are."""
+"""The models: a recurrent cell with a linear readout. Cells and initialisations by name, and numbers of parameters."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ CELLS: dict[str, Any] = {
     "leaky": cells.Leaky(time_constant=10.0),
     "leaky-learned": cells.Leaky(),
 }
-"""What `--cell` can be, beside a cell in a file of one's own."""
+"""The values of `--cell`, beside cells in files of the user's own."""
 
 INITS: dict[str, Callable[[int], dict[str, Any]]] = {
     "default": lambda memory: {},
@@ -46,16 +46,18 @@ INITS: dict[str, Callable[[int], dict[str, Any]]] = {
     "orthogonal": lambda memory: {"kernel_init": initializers.orthogonal},
     "forget-bias": lambda memory: {"update_bias_init": initializers.forget_bias},
 }
-"""What `--init` can be: arguments of `cell.init`, from the longest dependency of the task in steps. The first is LeCun
-normal input kernels, orthogonal recurrent ones and zero biases; each other differs from it in one thing."""
+"""The values of `--init`: functions of the task's longest dependency, in steps, to keyword arguments of `cell.init`.
+"default" has LeCun normal input kernels, orthogonal recurrent kernels and zero biases; each other changes one of these.
+"""
 
 
 @functools.cache
 def cell(name: str) -> Any:
-    """The cell of this name: in `CELLS`, or "path/to/file.py:MyCell", a cell or its class.
+    """The cell of this name: one of `CELLS`, or "path/to/file.py:MyCell", a cell or the class of one.
 
     Raises:
-      ValueError: if there is no such cell, or the file has none of this name; what the file itself raises, too.
+      ValueError: if there is no such cell or no such file, or the file has no cell of this name.
+      Exception: whatever running the file raises.
     """
     path, separator, attribute = name.rpartition(":")
     if not separator:
@@ -72,18 +74,22 @@ def cell(name: str) -> Any:
     return found
 
 
-def takes(name: str, beginning: str) -> bool:
-    """Whether the cell of this name can begin so; one of a file's own begins as its `init` says, if that is all."""
+def accepts_init(name: str, init: str) -> bool:
+    """Whether the `init` of the cell of this name has the arguments of this initialisation.
+
+    True for the cells of `CELLS`, which raise for one that they cannot have. The `init` of a cell in a user's file may
+    have no such arguments; then the cell is initialised by default.
+    """
     parameters = inspect.signature(cell(name).init).parameters
     named = {key for key, value in parameters.items() if value.kind is not value.POSITIONAL_ONLY}
-    return ":" not in name or named.issuperset(INITS[beginning](3))
+    return ":" not in name or named.issuperset(INITS[init](3))
 
 
 class Params(NamedTuple):
-    """Parameters of the model, float32.
+    """The parameters of the model, in float32.
 
     Attributes:
-      cell: of the cell, D to H.
+      cell: parameters of the cell, D to H.
       kernel: of the readout, (H, K).
       bias: of the readout, (K,).
     """
@@ -95,18 +101,18 @@ class Params(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Which cell and how it begins, by name; hashable.
+    """A recurrent cell with a linear readout; hashable.
 
     Attributes:
-      cell: as `cell` takes it.
-      beginning: in `INITS`.
+      cell: its name; see `cell`.
+      initialization: a name in `INITS`.
     """
 
     cell: str = "gru"
-    beginning: str = "default"
+    initialization: str = "default"
 
     def init(self, key: jax.Array, in_features: int, hidden: int, out_features: int, memory: int) -> Params:
-        """Fresh parameters; to be called inside `jax.jit`, so that they cost one compilation.
+        """New parameters; call it inside `jax.jit`, so that it costs a single compilation.
 
         Args:
           key: a PRNG key.
@@ -114,16 +120,16 @@ class Model:
           memory: the longest dependency of the task, in steps.
 
         Raises:
-          ValueError: if the cell cannot begin so, as with "chrono" where no gate keeps.
+          ValueError: if the cell has no such initialisation, as "chrono" for a cell without an update gate.
         """
         key_cell, key_kernel = jax.random.split(key)
-        options = lookup("init", INITS, self.beginning)(memory)
+        options = lookup("init", INITS, self.initialization)(memory)
         params = cell(self.cell).init(key_cell, in_features, hidden, **options)
         kernel = initializers.lecun_normal(key_kernel, (hidden, out_features), jnp.float32)
         return Params(params, kernel, jnp.zeros((out_features,), jnp.float32))
 
     def apply(self, params: Params, inputs: jax.Array) -> jax.Array:
-        """The readout at every step: inputs (S, B, D) to outputs (S, B, K)."""
+        """Outputs (S, B, K) of the readout at every step, for inputs (S, B, D)."""
         _, hs = gru_jax.unroll(cell(self.cell), params.cell, inputs)
         return hs @ params.kernel + params.bias
 
@@ -137,15 +143,15 @@ class Model:
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
     def fit(self, parameters: int, in_features: int, out_features: int) -> int:
-        """The number of units whose number of parameters comes nearest to `parameters`.
+        """The number of units with which the number of parameters is nearest to `parameters`.
 
         Raises:
-          ValueError: if even one unit needs more than twice as many.
+          ValueError: if one unit has more than twice as many.
 
         >>> Model("gru").fit(70_000, 2, 1), Model("gru-block").fit(70_000, 2, 1)
         (151, 416)
         """
-        # Units come in groups, each with a part of every head.
+        # The number of units must be a multiple of the number of heads.
         group = getattr(cell(self.cell), "heads", 1)
         below, above = 0, group
         while self.count(in_features, above, out_features) < parameters:

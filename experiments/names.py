@@ -1,4 +1,4 @@
-"""Looking things up by the name that a user gave."""
+"""Looks things up by a name that a user gave."""
 
 import difflib
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ def lookup(kind: str, table: Mapping[str, Value], name: str) -> Value:
     """The entry of this name.
 
     Args:
-      kind: what an error calls it.
-      table: entries by name.
-      name: as the user gave it.
+      kind: what the entries are, for the error.
+      table: the entries.
+      name: given by the user.
 
     Raises:
-      ValueError: if there is none; the message suggests the nearest name and lists them all.
+      ValueError: if there is none; the message suggests the nearest name and lists all names.
 
     >>> lookup("colour", {"red": 1, "green": 2}, "gren")
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Adam on clipped gradients, and the schedules of its learning rate."""
+"""Adam with clipped gradients, and its learning-rate schedules."""
 
 from collections.abc import Callable
 
@@ -6,34 +6,21 @@ import optax
 
 from experiments.names import lookup
 
-
-def _constant(peak: float, steps: int) -> optax.Schedule:
-    return optax.constant_schedule(peak)
-
-
-def _cosine(peak: float, steps: int) -> optax.Schedule:
-    return optax.cosine_decay_schedule(peak, steps)
-
-
-def _linear(peak: float, steps: int) -> optax.Schedule:
-    return optax.linear_schedule(peak, 0.0, steps)
-
-
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
-    "constant": _constant,
-    "cosine": _cosine,
-    "linear": _linear,
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+    "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
+    "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
 }
-"""From the peak, over the steps after the warm-up: constant; along half a cosine to 0; in a straight line to 0."""
+"""Functions of the peak and the number of steps after the warm-up; cosine and linear end at 0."""
 
 
 def schedule(name: str, learning_rate: float, warmup: int, steps: int) -> optax.Schedule:
-    """The learning rate of every optimizer step.
+    """The learning rate as a function of the optimizer step.
 
     Args:
       name: in `SCHEDULES`.
       learning_rate: the peak.
-      warmup: steps of a linear rise from 0 to the peak, before the schedule.
+      warmup: number of steps before the schedule, in which the rate rises linearly from 0 to the peak.
       steps: of the whole run.
 
     >>> rates = schedule("linear", 1.0, warmup=2, steps=6)
@@ -47,5 +34,5 @@ def schedule(name: str, learning_rate: float, warmup: int, steps: int) -> optax.
 
 
 def adam(learning_rate: optax.Schedule, clip: float) -> optax.GradientTransformation:
-    """Adam on gradients whose global norm is clipped (Pascanu, Mikolov & Bengio, ICML 2013)."""
+    """Adam with gradients clipped by their global norm (Pascanu, Mikolov & Bengio, ICML 2013)."""
     return optax.chain(optax.clip_by_global_norm(clip), optax.adam(learning_rate))

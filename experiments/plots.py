@@ -1,4 +1,4 @@
-"""Figures of a run. Drawn without pyplot: no global state, and no window system is asked for."""
+"""The learning curve of a run. Drawn without pyplot, which has global state and may look for a display."""
 
 import io
 from collections.abc import Sequence
@@ -7,26 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from experiments import files, tasks
+from experiments import tasks
 from experiments.config import Config
+from gru_jax import output
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#555555"
 
 
 def learning_curve(path: Path, config: Config, metrics: Sequence[dict[str, Any]]) -> None:
-    """Draws loss against steps, with the trivial baseline and the published reference, into a PNG.
+    """Draws loss against steps, with the trivial baseline and the published results, as a PNG.
 
     Args:
-      path: of the PNG; replaced in one step.
+      path: of the PNG, which is replaced in one step.
       config: of the run.
       metrics: the lines of metrics.jsonl.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     task = tasks.get(config.task)
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     steps = [line["step"] for line in metrics]
     for name, label, alpha in (
@@ -51,11 +50,11 @@ def learning_curve(path: Path, config: Config, metrics: Sequence[dict[str, Any]]
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    files.replace(path, content.getvalue())
+    output.write_file(path, content.getvalue())
 
 
 def reference_level(task: tasks.Task, reference: tasks.Reference, length: int) -> float:
-    """A published loss at this length: the same share of the trivial baseline as where it was measured."""
+    """A published loss, scaled to this length: the same share of the trivial baseline as where it was measured."""
     return reference.value / task.baseline(reference.length) * task.baseline(length)
 
 

@@ -1,4 +1,4 @@
-"""What is seen while a run goes on."""
+"""Progress on the terminal."""
 
 import statistics
 import sys
@@ -11,11 +11,16 @@ QUIET_SECONDS = 10.0
 
 
 class Progress:
-    """A bar on a terminal; elsewhere, as in a log file, a line every ten seconds; nothing if `quiet`.
+    """A progress bar on a terminal; elsewhere, as in a log file, a line every ten seconds; nothing if `quiet`.
 
     Shows steps per second, the evaluation loss (median and range over seeds), the median as a share of the trivial
-    baseline, and how many seeds have solved the task. A sweep shows all of its runs in one: its title changes from run
-    to run, and `before` counts the steps of those that are done.
+    baseline, and how many seeds have solved the task. A sweep shows all its runs in one bar, whose title changes from
+    run to run.
+
+    Args:
+      total: steps of all runs.
+      quiet: whether to show nothing.
+      file: to write to; standard error by default.
     """
 
     def __init__(self, total: int, quiet: bool = False, file: TextIO | None = None):
@@ -39,13 +44,13 @@ class Progress:
             self._bar.close()
 
     def begin(self, title: str, baseline: float, step: int, before: int = 0) -> None:
-        """A run begins.
+        """Begins a run.
 
         Args:
-          title: what to call it.
+          title: its name.
           baseline: its trivial loss.
-          step: the steps of it that are done already.
-          before: the steps before it.
+          step: the number of its steps that are done already.
+          before: the number of steps of the runs before it.
         """
         self._title, self._baseline, self._before = title, baseline, before
         self._step = self._first = before + step
@@ -57,7 +62,7 @@ class Progress:
             self._bar.update(self._step)
 
     def update(self, step: int, losses: Sequence[float], solved: int) -> None:
-        """Shows that `step` steps of the run are done, the evaluation loss of each seed, and how many are solved."""
+        """Shows that `step` steps of the run are done, with the evaluation loss of each seed and the number solved."""
         done, self._step = self._before + step - self._step, self._before + step
         if self._bar is not None:
             self._bar.set_postfix_str(self._measured(losses, solved), refresh=False)
@@ -80,7 +85,7 @@ class Progress:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, and the range if there are several.
+    """The median; and the range, if there are several values.
 
     >>> spread([0.25]), spread([0.5, 0.25, 1.0])
     ('0.25', '0.5 [0.25, 1]')

@@ -1,21 +1,22 @@
-"""A run folder: what a run leaves on disk, in an order that survives being killed at any moment.
+"""A run folder: the files of a run, written in an order that survives a kill at any moment.
 
 ::
 
     config.json     settings that determine the result; written first, never changed
-    metrics.jsonl   a line after every chunk: step, train_loss, eval_loss, …, of every seed; eval_loss@L at length L
-    checkpoints/    training states, by orbax, which makes a checkpoint visible only when it is whole
-    summary.json    how the run ended; its presence means that it has
+    metrics.jsonl   a line after every chunk: step, train_loss, eval_loss, … of every seed; eval_loss@L is at length L
+    checkpoints/    training states, by orbax, which shows a checkpoint only when it is complete
+    summary.json    how the run ended; it exists only when the run has ended
     curve.png       learning curve
-    timing.jsonl    wall-clock times, beside metrics.jsonl: all that differs when a run is repeated
-    tensorboard/    events, where they were asked for
-    run.lock        locked by the process that trains; the system unlocks it however that process ends
+    timing.jsonl    wall-clock times, a line for each of metrics.jsonl; the one file that differs when a run is repeated
+    tensorboard/    TensorBoard events, if asked for
+    run.lock        locked by the process that trains; the operating system unlocks it when that process ends
 
-A metrics line is on disk before the checkpoint of its step is begun. So whatever was interrupted, every line up to the
-last whole checkpoint is there, and resuming cuts off the lines after it, a torn one too, and does those steps again.
-Where several processes train together, the first alone writes the logs, and all of them the checkpoints.
+A line of metrics is on disk before the checkpoint of its step begins. So after any interruption every line up to the
+last complete checkpoint is there. Resuming cuts off the lines after it, even an incomplete one, and repeats those
+steps. If several processes train together, only the first writes the logs; all of them write the checkpoints.
 """
 
+import enum
 import functools
 import json
 import os
@@ -27,10 +28,10 @@ import filelock
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import files
 from experiments.config import Train
 from experiments.events import Events
 from experiments.training import State
+from gru_jax import output
 
 CONFIG, METRICS, TIMING, SUMMARY, CURVE, CHECKPOINTS, EVENTS, LOCK = (
     "config.json",
@@ -44,8 +45,17 @@ CONFIG, METRICS, TIMING, SUMMARY, CURVE, CHECKPOINTS, EVENTS, LOCK = (
 )
 
 
+class Status(enum.StrEnum):
+    """How a run stands. All but `UNFINISHED` are written to summary.json."""
+
+    SOLVED = "solved"
+    SPENT = "budget spent"
+    DIVERGED = "diverged"
+    UNFINISHED = "unfinished"
+
+
 class Run:
-    """An open run folder; as a context manager, closed at the end.
+    """An open run folder, and a context manager that closes it.
 
     Attributes:
       folder: its path.
@@ -82,16 +92,16 @@ class Run:
         return _writes()
 
     def result(self) -> dict[str, Any] | None:
-        """How the run ended, its logs loaded; or None if it has not."""
+        """How the run ended, as in summary.json, after loading the logs; None if it has not ended."""
         path = self.folder / SUMMARY
         if not path.exists():
             return None
-        self.metrics, self.timing = (_lines(self.folder / name) for name in (METRICS, TIMING))
+        self.metrics, self.timing = (read_log(self.folder / name) for name in (METRICS, TIMING))
         return json.loads(path.read_text())
 
     @property
     def checkpoint(self) -> Path | None:
-        """The last checkpoint that is whole, or None."""
+        """The last complete checkpoint, or None."""
         return None if self._saved is None else self.folder / CHECKPOINTS / str(self._saved)
 
     def restore(self, abstract: State, mesh: Mesh | None) -> State | None:
@@ -99,10 +109,10 @@ class Run:
 
         Args:
           abstract: the state's shapes and dtypes.
-          mesh: on all of whose devices the state is to be; None for one device.
+          mesh: of the devices that the state is replicated on; None for one device.
 
         Raises:
-          ValueError: if metrics.jsonl lacks lines that it must have.
+          ValueError: if metrics.jsonl lacks the line of the checkpoint's step.
         """
         self._saved = self._checkpoints().latest_step() if (self.folder / CHECKPOINTS).exists() else None
         done = self._saved or 0
@@ -130,7 +140,7 @@ class Run:
             self._events.write(metrics)
 
     def save(self, step: int, state: State) -> None:
-        """Begins a checkpoint of the state after a step whose metrics are recorded; it is written in the background."""
+        """Begins to write a checkpoint, in the background: the state after a step whose metrics are recorded."""
         import orbax.checkpoint as ocp
 
         if step == self._saved:
@@ -145,7 +155,7 @@ class Run:
         """Waits for the last checkpoint and marks the run as ended."""
         self.close()
         if self.writes:
-            _write(self.folder / SUMMARY, result)
+            _write_json(self.folder / SUMMARY, result)
 
     def close(self) -> None:
         """Waits until the checkpoints are written."""
@@ -156,7 +166,7 @@ class Run:
             self._manager = None
 
     def _checkpoints(self) -> Any:
-        # Imported only where needed: orbax takes a second that the first training step need not wait for.
+        # Imported here because it takes a second, which the first training step need not wait for.
         import orbax.checkpoint as ocp
 
         if self._manager is None:
@@ -165,20 +175,20 @@ class Run:
         return self._manager
 
     def _cut(self, name: str, step: int) -> list[dict[str, Any]]:
-        """The lines of a log up to a step, to which the file is cut back."""
+        """Cuts a log back to the lines up to a step, and returns them."""
         path = self.folder / name
-        kept = [line for line in _lines(path) if line["step"] <= step]
+        lines = [line for line in read_log(path) if line["step"] <= step]
         if path.exists() and self.writes:
-            files.replace(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        return kept
+            output.write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        return lines
 
 
 def open_run(options: Train) -> Run:
-    """The run folder of a call of `train`: a new one, or with `resume` an existing one; this process alone has it.
+    """The run folder of a call of `train`, locked for this process: a new one, or an existing one with `resume`.
 
     Raises:
-      ValueError: if the folder holds a run and `resume` is not given, or a run of another configuration, or anything
-        that is no run, or if another process trains there. Nothing is ever overwritten.
+      ValueError: if the folder holds a run and `resume` is not given, if it holds a run with other settings or files
+        that are not of a run, or if another process trains in it. Nothing is ever overwritten.
     """
     folder, seed = options.folder, options.config.seed
     lock = _claim(options) if _writes() else None
@@ -194,7 +204,7 @@ def _writes() -> bool:
 
 
 def _claim(options: Train) -> filelock.BaseFileLock:
-    """Locks the folder, once that is sure to harm nobody's files, and writes config.json if the run is new."""
+    """Locks the folder if it holds nothing but a run, and writes config.json if the run is new."""
     folder = options.folder
     path = folder / CONFIG
     if folder.exists() and not path.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
@@ -210,7 +220,7 @@ def _claim(options: Train) -> filelock.BaseFileLock:
             _check_existing(options, json.loads(path.read_text())["config"])
         else:
             command = options.command(result_only=True)
-            _write(path, {"config": options.config.as_dict(), "command": command, "made_with": _versions()})
+            _write_json(path, {"config": options.config.as_dict(), "command": command, "made_with": _versions()})
     except BaseException:
         lock.release()
         raise
@@ -218,8 +228,8 @@ def _claim(options: Train) -> filelock.BaseFileLock:
 
 
 def _is_foreign(entry: Path) -> bool:
-    """Whether this is nothing that a run leaves before its configuration."""
-    return entry.name != LOCK and not files.is_partial(entry)
+    """Whether this is a file that no run leaves in its folder before it has written config.json."""
+    return entry.name != LOCK and not entry.name.endswith(output.PARTIAL)
 
 
 def _check_existing(options: Train, existing: dict[str, Any]) -> None:
@@ -236,9 +246,14 @@ def _check_existing(options: Train, existing: dict[str, Any]) -> None:
         )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that was torn, without its line break, is not among them."""
-    text = path.read_text() if path.exists() else ""
+def read_log(path: Path) -> list[Any]:
+    """The lines of a log, a JSON value each, without a last one that has no line break: it was cut off, or is being
+    written. A log that does not exist is empty.
+
+    Raises:
+      ValueError: if a line is not JSON, or the file is not UTF-8.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
@@ -248,5 +263,5 @@ def _versions() -> dict[str, str]:
     return {"gru_jax": gru_jax.__version__, "jax": jax.__version__, "platform": jax.default_backend()}
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    files.replace(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    output.write_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

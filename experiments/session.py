@@ -1,4 +1,4 @@
-"""One call of `train`: chunks of steps from where the run folder stands until the run ends."""
+"""One call of `train`: chunks of steps, from the last checkpoint of the run folder to the end of the run."""
 
 import math
 import sys
@@ -12,19 +12,19 @@ import numpy as np
 from experiments import interrupts, runs, tasks, training
 from experiments.config import Train
 from experiments.progress import Progress
+from experiments.runs import Status
 from experiments.summary import text
 from experiments.training import State
 
-SOLVED, SPENT, DIVERGED = "solved", "budget spent", "diverged"
-# Draws of evaluation data whose mean must confirm that a task is solved, after a first draw has said so.
+# The number of further draws of evaluation data whose mean must confirm that a task is solved.
 CONFIRMATIONS = 8
 
 Values = dict[str, list[float]]
-"""What is measured, by name: a value for each seed."""
+"""Metrics by name: a value for each seed."""
 
 
 class DivergedError(Exception):
-    """A loss is no longer finite."""
+    """A loss has become infinite or NaN."""
 
 
 def train(run: runs.Run, options: Train, started: float) -> int:
@@ -32,11 +32,11 @@ def train(run: runs.Run, options: Train, started: float) -> int:
 
     Args:
       run: the run folder, opened for these options.
-      options: what to train; they have been checked.
-      started: `time.perf_counter()` when the process began, for the time to the first step.
+      options: of the run, already checked.
+      started: `time.perf_counter()` at the start of the process, for the time to the first step.
 
     Returns:
-      The exit status: 0 if the run ended, 1 if it diverged, 130 if it was interrupted by Ctrl-C.
+      The exit status: 0 if the run ended, 1 if it diverged, 130 if Ctrl-C interrupted it.
     """
 
     def interrupted() -> str:
@@ -51,25 +51,29 @@ def train(run: runs.Run, options: Train, started: float) -> int:
         return 130
     if run.writes:
         print(text(options, run, result))
-    return 1 if result["status"] == DIVERGED else 0
+    return 1 if result["status"] == Status.DIVERGED else 0
 
 
 def finish(run: runs.Run, options: Train, started: float, progress: Progress, before: int = 0) -> dict[str, Any]:
-    """How the run ended, as in summary.json; trains as far as that is not known yet.
+    """Trains to the end of the run, unless it has ended already.
 
     Args:
-      run, options, started: as of `train`.
-      progress: shows it; `before` counts the steps that it has shown before this run.
+      run, options, started: see `train`.
+      progress: shows the steps.
+      before: the number of steps that it has shown for runs before this one.
+
+    Returns:
+      How the run ended, as in summary.json.
     """
     result = run.result()
-    return _Session(run, options, started).go(progress, before) if result is None else result
+    return _Session(run, options, started).train(progress, before) if result is None else result
 
 
 class _Session:
-    """One call while it runs.
+    """A call of `train` while it runs.
 
     Attributes:
-      state: after the last recorded line.
+      state: the training state after the last recorded line of metrics.
     """
 
     state: State
@@ -82,16 +86,16 @@ class _Session:
         self.last_save = time.perf_counter()
         self.has_begun = False
 
-    def go(self, progress: Progress, before: int) -> dict[str, Any]:
-        """From the last checkpoint, or from the start, to the end of the run; returns how it ended."""
+    def train(self, progress: Progress, before: int) -> dict[str, Any]:
+        """Trains from the last checkpoint, or from the start, to the end of the run; returns how it ended."""
         state = self.run.restore(jax.eval_shape(lambda: training.init(self.config)), self.mesh)
         self.state = training.init(self.config, self.mesh) if state is None else state
         progress.begin(self.options.name, self.task.baseline(self.config.length), _step(self.state), before)
         with interrupts.on_leaving(save=self._leave):
             return self._finish(*self._steps(progress))
 
-    def _steps(self, progress: Progress) -> tuple[str, str]:
-        """Chunks until the end: the status and, if it diverged, what happened."""
+    def _steps(self, progress: Progress) -> tuple[Status, str]:
+        """Trains chunks to the end of the run; returns the status and, if it diverged, the reason."""
         try:
             while (status := self._status()) is None:
                 self._chunk()
@@ -104,48 +108,48 @@ class _Session:
             self._save()
             raise
         except DivergedError as reason:
-            return DIVERGED, str(reason)
+            return Status.DIVERGED, str(reason)
 
     def _save(self) -> None:
-        """Begins a checkpoint of the state, if its step is recorded and has none."""
+        """Begins to write a checkpoint of the state, if its step is recorded and has no checkpoint yet."""
         step = _step(self.state)
         if any(line["step"] == step for line in self.run.metrics):
-            with interrupts.held:
+            with interrupts.lock:
                 self.run.save(step, self.state)
             self.last_save = time.perf_counter()
 
     def _leave(self) -> None:
-        """The same, and waits for it."""
+        """Saves the state, and waits until it is written."""
         self._save()
         self.run.close()
 
     def _is_due(self) -> bool:
-        """Whether it is time for a checkpoint; several processes must agree, and have clocks of their own."""
+        """Whether it is time for a checkpoint."""
         if jax.process_count() > 1:
-            return True
+            return True  # all processes must agree, and their clocks may not
         return time.perf_counter() - self.last_save >= self.options.checkpoint_seconds
 
     def _chunk(self) -> None:
-        """One chunk of the seeds that have not solved the task, and its evaluation, recorded."""
+        """Trains the seeds that have not solved the task for one chunk, evaluates them, and records the metrics."""
         state = self.state
         before = self.run.metrics[-1] if self.run.metrics else None
         solved = self._solved(before) if before else []
         active = [i for i in range(self.config.seeds) if i not in solved]
         begin = before["step"] if before else 0
         length, end = self.config.stage(begin)
-        part = _take(state, active) if len(active) < self.config.seeds else state
+        part = _select_seeds(state, active) if len(active) < self.config.seeds else state
         part, loss = training.train_chunk(self.config, part, min(self.config.chunk, end - begin), length, self.mesh)
         timing = {}
         if not self.has_begun:
-            # The call returned when the chunk was compiled and had begun to run.
+            # The call has returned: the chunk is compiled and has begun to run.
             self.has_begun, timing = True, {"first_step_seconds": time.perf_counter() - self.started}
         measured = {"train_loss": np.asarray(loss).tolist()} | self._evaluate(part)
         step = _step(part)
         self._check_finite(measured, active, begin, step)
         line = {"step": step} | (_merged(before, measured, active) if before else measured)
-        state = _put(state, part, active) if len(active) < self.config.seeds else part
+        state = _update_seeds(state, part, active) if len(active) < self.config.seeds else part
         now = time.perf_counter()
-        with interrupts.held:
+        with interrupts.lock:
             self.run.record(line, {"step": step, "seconds": now - self.last_line} | timing)
             self.state = state
         self.last_line = now
@@ -158,7 +162,8 @@ class _Session:
                     raise DivergedError(f"{name}{which} became {value} between steps {begin} and {end}")
 
     def _evaluate(self, state: State) -> Values:
-        """Metrics on fresh data; on more of it for seeds that would be solved, so that no lucky draw ends them."""
+        """Metrics on fresh data. Those of seeds that meet the criterion are the mean over more data, so that no seed
+        counts as solved by a lucky draw."""
 
         def on(draw: int) -> Values:
             metrics: Values = {}
@@ -180,7 +185,7 @@ class _Session:
         }
 
     def _solved(self, line: dict[str, Any]) -> list[int]:
-        """The numbers of the seeds that these measurements call solved."""
+        """The indices of the seeds that have solved the task, by these metrics."""
         names = [name for name in line if name.startswith("eval_")]
         return [
             i
@@ -188,17 +193,17 @@ class _Session:
             if self.config.solved({name.removeprefix("eval_"): line[name][i] for name in names})
         ]
 
-    def _status(self) -> str | None:
-        """How the run has ended, judged by its last recorded line; None if it has not."""
+    def _status(self) -> Status | None:
+        """How the run has ended, by its last recorded line; None if it has not."""
         if not self.run.metrics:
             return None
         line = self.run.metrics[-1]
         if len(self._solved(line)) == self.config.seeds:
-            return SOLVED
-        return SPENT if line["step"] >= self.config.steps else None
+            return Status.SOLVED
+        return Status.SPENT if line["step"] >= self.config.steps else None
 
-    def _finish(self, status: str, reason: str) -> dict[str, Any]:
-        """Writes the last checkpoint, the curve and summary.json; returns what is in the latter."""
+    def _finish(self, status: Status, reason: str) -> dict[str, Any]:
+        """Writes the last checkpoint, the learning curve and summary.json; returns what is in summary.json."""
         self._save()
         if self.run.metrics and self.run.writes:
             from experiments.plots import learning_curve
@@ -214,10 +219,10 @@ class _Session:
             "solved_at": self._solved_at(),
             **last,
         }
-        if status == DIVERGED:
+        if status == Status.DIVERGED:
             checkpoint = self.run.checkpoint
             result |= {"reason": reason, "last_good_checkpoint": None if checkpoint is None else checkpoint.name}
-        with interrupts.held:
+        with interrupts.lock:
             self.run.finish(result)
         return result
 
@@ -231,24 +236,24 @@ class _Session:
 
 
 def _step(state: State) -> int:
-    """The steps that are done; without a computation, since another thread may be at one."""
+    """The number of steps done. NumPy reads it, since the thread of a signal must not start a computation."""
     return int(np.asarray(state.step).max())
 
 
-def _take(state: State, seeds: Sequence[int]) -> State:
+def _select_seeds(state: State, seeds: Sequence[int]) -> State:
     """The state of some of the seeds."""
     return jax.tree.map(lambda leaf: leaf[np.array(seeds)], state)
 
 
-def _put(state: State, part: State, seeds: Sequence[int]) -> State:
-    """The state of all seeds, where that of some has changed; their keys never do."""
-    changing, changed = ((s.params, s.opt_state, s.step) for s in (state, part))
-    params, opt_state, step = jax.tree.map(lambda leaf, new: leaf.at[np.array(seeds)].set(new), changing, changed)
+def _update_seeds(state: State, part: State, seeds: Sequence[int]) -> State:
+    """The state of all seeds, with `part` as the new state of some of them; keys stay the same."""
+    old, new = ((each.params, each.opt_state, each.step) for each in (state, part))
+    params, opt_state, step = jax.tree.map(lambda leaf, value: leaf.at[np.array(seeds)].set(value), old, new)
     return State(params, opt_state, state.key, step)
 
 
 def _merged(before: dict[str, Any], measured: Values, seeds: Sequence[int]) -> Values:
-    """Measurements of all seeds, where those of some have changed."""
+    """The metrics of all seeds: those measured now for `seeds`, and for the others those of the line before."""
     merged = {name: list(before[name]) for name in measured}
     for name, values in measured.items():
         for i, value in zip(seeds, values, strict=True):

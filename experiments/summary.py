@@ -1,4 +1,4 @@
-"""What is printed when a run has ended, on one screen."""
+"""The summary that is printed when a run has ended; it fits on one screen."""
 
 import statistics
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from experiments import runs, tasks
 from experiments.config import Train
 from experiments.progress import spread
-from experiments.runs import Run
+from experiments.runs import Run, Status
 
 
 def text(options: Train, run: Run, result: dict[str, Any]) -> str:
     """The summary of a run that has ended.
 
     Args:
-      options: that it was called with.
-      run: its folder.
-      result: how it ended, as in summary.json.
+      options: of the call.
+      run: the run folder.
+      result: how the run ended, as in summary.json.
     """
     config, task = options.config, tasks.get(options.config.task)
     baseline = result["baseline"]
     lines = [
-        ("criterion", task.criterion),
+        ("criterion", task.criterion.text),
         ("model", f"{config.cell}, {result['units']} units, {result['parameters']:,} parameters, init {config.init}"),
         *_measured(task, result),
         ("baseline", f"{baseline:.3g}, {task.loss_name}"),
@@ -31,7 +31,7 @@ def text(options: Train, run: Run, result: dict[str, Any]) -> str:
     ]
     lines += [("published", line) for line in published or ["no reference"]]
     lines += [("time", _times(run)), ("folder", f"{run.folder} (curve: {runs.CURVE})")]
-    if result["status"] == "diverged":
+    if result["status"] == Status.DIVERGED:
         good = result["last_good_checkpoint"]
         lines.append(("last good", "no checkpoint" if good is None else str(run.folder / runs.CHECKPOINTS / good)))
     lines.append(("show again", f"{options.command()} --resume"))
@@ -43,7 +43,7 @@ def text(options: Train, run: Run, result: dict[str, Any]) -> str:
 def _ending(result: dict[str, Any]) -> str:
     """How the run ended, in words."""
     step = result["step"]
-    if result["status"] == "diverged":
+    if result["status"] == Status.DIVERGED:
         return f"stopped after step {step}: {result['reason']}"
     solved = [at for at in result["solved_at"] if at is not None]
     if len(result["solved_at"]) == 1:
@@ -66,12 +66,12 @@ def _measured(task: tasks.Task, result: dict[str, Any]) -> list[tuple[str, str]]
 
 
 def _times(run: Run) -> str:
-    """Speed, wall time and time to the first step, of the work that is in the metrics."""
+    """Speed, wall time and time to the first step."""
     if not run.timing:
         return "none"
     seconds = sum(line["seconds"] for line in run.timing)
     before = [0, *(line["step"] for line in run.timing)]
-    # The first chunk of a session has the start of the program and compilation in it.
+    # The first chunk of a call is left out, because it includes start-up and compilation.
     later = [
         (line["step"] - start, line["seconds"])
         for start, line in zip(before, run.timing, strict=False)

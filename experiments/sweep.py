@@ -1,7 +1,7 @@
-"""`python -m experiments sweep FILE`: a table of runs, one after the other; what is done is not done again.
+"""`python -m experiments sweep FILE`: trains the runs of a TOML file, one after the other; finished ones are skipped.
 
-A file says, in TOML, what its runs share and in what they differ. A list of values stands for a run with each of them,
-several lists for all combinations::
+The file gives the settings that its runs share, and those in which they differ. A list of values stands for a run with
+each of them, several lists for all combinations::
 
     [defaults]
     seeds = 5
@@ -11,7 +11,8 @@ several lists for all combinations::
     length = [200, 600]
     cell = ["gru", "lstm"]
 
-Settings are those of `experiments.config.Config`, by default a task's recipe; `name` comes before the name of a run.
+Settings are those of `experiments.config.Config`, by default those of the task's recipe. `name` is a prefix for the
+names of the runs.
 """
 
 import dataclasses
@@ -32,13 +33,15 @@ from experiments import config, interrupts, runs, session
 from experiments.config import Config, Train
 from experiments.names import lookup
 from experiments.progress import Progress, spread
+from experiments.runs import Status
+from gru_jax import output
 
 FIELDS: dict[str, Any] = get_type_hints(Config)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Train everything that a file lists; go on where a call before was stopped."""
+    """Train all runs of a file; after an interruption the same command goes on."""
 
     file: tyro.conf.Positional[Path]
     """TOML file of the runs"""
@@ -47,7 +50,7 @@ class Sweep:
     ] = None
     """folder of the run folders"""
     dry: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """only show the commands of the runs, and which have ended"""
+    """only show the commands of the runs, and which of them have ended"""
     checkpoint_seconds: float = 5.0
     """least time between two checkpoints, in seconds; does not change the result"""
 
@@ -57,11 +60,11 @@ class Sweep:
         return self.out or Path("runs") / self.file.stem
 
     def read(self) -> list[Train]:
-        """The runs of the file, all of them checked.
+        """The runs of the file, checked.
 
         Raises:
-          ValueError: if the file is no TOML, or a run of it makes no sense: the message says which.
-          OSError: if it cannot be read.
+          ValueError: if the file is not TOML, or a run makes no sense; the message says which run.
+          OSError: if the file cannot be read.
         """
         try:
             table = tomllib.loads(self.file.read_text())
@@ -84,16 +87,16 @@ class Sweep:
         return list(named.values())
 
     def command(self) -> str:
-        """The command line that goes on with it."""
+        """The command line that goes on with the sweep."""
         where = [] if self.out is None else ["--out", str(self.out)]
         return shlex.join([*config.PROGRAM.split(), "sweep", str(self.file), *where])
 
 
 def run(options: Sweep, started: float) -> int:
-    """Trains what is not done, and prints a table.
+    """Trains the runs that have not ended, and prints a table of all.
 
     Returns:
-      The exit status: 0 if all runs have ended, 1 if one of them diverged, 130 after Ctrl-C.
+      The exit status: 0 if all runs have ended, 1 if one of them has diverged, 130 after Ctrl-C.
     """
     listed = options.read()
     if options.dry:
@@ -102,7 +105,7 @@ def run(options: Sweep, started: float) -> int:
             print(f"{'done' if done else 'to do'}  {dataclasses.replace(one, resume=False).command()}")
         return 0
     for one in listed:
-        # A folder that cannot be used is known before anything is computed; each is locked only while it is worked on.
+        # Reports a folder that cannot be used before anything is computed. Each is locked only while it is trained.
         with runs.open_run(one):
             pass
     opened, results, before = [], [], 0
@@ -117,7 +120,7 @@ def run(options: Sweep, started: float) -> int:
                     results.append(session.finish(folder, one, started, progress, before))
                 opened.append(folder)
                 before += one.config.steps
-                # Their programs are not needed again, and there may be hundreds of them.
+                # The compiled programs are not needed again, and there may be hundreds of runs.
                 jax.clear_caches()
                 started = time.perf_counter()
     except KeyboardInterrupt:
@@ -125,11 +128,11 @@ def run(options: Sweep, started: float) -> int:
         return 130
     print(_table(listed, opened, results))
     print(f"\n{config.PROGRAM} report {shlex.quote(str(options.folder))} makes a page of it.")
-    return 1 if any(result["status"] == session.DIVERGED for result in results) else 0
+    return 1 if any(result["status"] == Status.DIVERGED for result in results) else 0
 
 
 def _table(listed: list[Train], opened: list[runs.Run], results: list[dict[str, Any]]) -> str:
-    """A line for each run: how many seeds solved it, when, and its evaluation loss, with the range over seeds."""
+    """A line for each run: how many seeds solved the task, at which step, and the evaluation loss."""
     rows = [("run", "solved", "median step", "loss, median [range]", "minutes")]
     for one, folder, result in zip(listed, opened, results, strict=True):
         solved = [at for at in result["solved_at"] if at is not None]
@@ -137,20 +140,17 @@ def _table(listed: list[Train], opened: list[runs.Run], results: list[dict[str, 
         rows.append(
             (
                 one.folder.name,
-                result["status"] if result["status"] == session.DIVERGED else f"{len(solved)}/{one.config.seeds}",
+                result["status"] if result["status"] == Status.DIVERGED else f"{len(solved)}/{one.config.seeds}",
                 f"{statistics.median(solved):.0f}" if solved else "–",
                 spread(losses) if losses else "–",
                 f"{sum(line['seconds'] for line in folder.timing) / 60:.1f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return output.table(rows)
 
 
 def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, Config]]:
-    """The runs that one entry of a file stands for, with the name of each."""
+    """The runs that an entry of a file stands for, with their names."""
     tasks = entry.get("task")
     for task in tasks if isinstance(tasks, list) else [tasks]:
         if not isinstance(task, str):
@@ -159,7 +159,7 @@ def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, Config]]:
 
 
 def _expand_task(task: str, values: dict[str, Any]) -> Iterator[tuple[str, Config]]:
-    """The same, of one task."""
+    """The runs of one task, with their names."""
     prefix = values.pop("name", None)
     recipe = config.defaults(task).config
     varied = {name: options for name, value in values.items() if (options := _options(name, value)) is not None}
@@ -173,13 +173,13 @@ def _expand_task(task: str, values: dict[str, Any]) -> Iterator[tuple[str, Confi
 
 
 def _options(name: str, value: Any) -> list[Any] | None:
-    """The values of a setting that varies; None if it does not."""
+    """The values of a setting, if it varies; else None."""
     several = isinstance(value, list) and (not _is_tuple(name) or any(isinstance(item, list) for item in value))
     return [_checked(name, item) for item in value] if several else None
 
 
 def _checked(name: str, value: Any) -> Any:
-    """A value of the type that the setting has."""
+    """The value, if it has the type of the setting."""
     lookup("setting", FIELDS, name)
     if _is_tuple(name):
         if not isinstance(value, list) or any(type(item) is not int for item in value):

@@ -1,8 +1,8 @@
-"""Training as pure functions: a state, a compiled chunk of steps, an evaluation. Nothing here touches a file.
+"""Training as pure functions: the training state, a compiled chunk of steps, an evaluation.
 
-All seeds of a run are trained side by side by `vmap`; arrays of a state have them as their first axis. The data of a
-step is drawn from the seed's key and the number of the step: a run that goes on from a saved state sees what it would
-have seen, and a seed sees the same in whatever company it is trained.
+All seeds of a run are trained side by side by `vmap`: the arrays of a state have the seeds as their first axis. The
+data of a step is drawn from the key of the seed and the number of the step. So a run that is resumed sees the same data
+as one that was not interrupted, and a seed sees the same data alone and among others.
 """
 
 import functools
@@ -18,20 +18,20 @@ from experiments import optimizers, tasks
 from experiments.config import Config
 
 TRAINING, EVALUATION = 0, 1
-"""Streams of data."""
+"""The streams of data that are folded into a key."""
 
 over_seeds = jax.vmap
-"""Makes a function of one seed's arrays one of all seeds'."""
+"""Turns a function of the arrays of one seed into a function of those of all seeds."""
 
 
 class State(NamedTuple):
-    """All that the next step depends on; of all seeds, or of one.
+    """The training state, of one seed or of all.
 
     Attributes:
       params: of the model.
       opt_state: of the optimizer.
-      key: the PRNG key that all data is drawn from; it stays the same.
-      step: () int32, the steps done.
+      key: the PRNG key of all data; it never changes.
+      step: () int32, the number of steps done.
     """
 
     params: Any
@@ -41,13 +41,13 @@ class State(NamedTuple):
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """As the configuration says."""
+    """The optimizer of a configuration."""
     rates = optimizers.schedule(config.schedule, config.learning_rate, config.warmup, config.steps)
     return optimizers.adam(rates, config.clip)
 
 
 def devices_mesh(devices: int) -> Mesh | None:
-    """The mesh over which a batch is shared out; None for one device."""
+    """The mesh over which a batch is sharded; None for one device."""
     if devices == 1:
         return None
     return jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -55,13 +55,13 @@ def devices_mesh(devices: int) -> Mesh | None:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def init(config: Config, mesh: Mesh | None = None) -> State:
-    """The state before the first step, of all seeds; one compiled call."""
+    """The state of all seeds before the first step; a single compiled call."""
     seeds = jnp.arange(config.seed, config.seed + config.seeds, dtype=jnp.uint32)
     return _constrain(over_seeds(lambda seed: init_one(config, seed))(seeds), mesh)
 
 
 def init_one(config: Config, seed: jax.Array) -> State:
-    """The state before the first step, of one seed, () uint32."""
+    """The state of one seed, () uint32, before the first step."""
     task = tasks.get(config.task)
     key_params, key_data = jax.random.split(jax.random.key(seed))
     memory = task.steps(config.length)
@@ -73,10 +73,10 @@ def init_one(config: Config, seed: jax.Array) -> State:
 def train_chunk(
     config: Config, state: State, steps: int, length: int, mesh: Mesh | None = None
 ) -> tuple[State, jax.Array]:
-    """`steps` optimizer steps of every seed in the state, data of this length generated inside.
+    """Takes `steps` optimizer steps of every seed in the state, on data of this length, which is drawn inside.
 
     Returns:
-      The state after them, and their mean loss, (seeds,) float32.
+      The new state, and the mean loss of the steps, (seeds,) float32.
     """
 
     def step(state: State) -> tuple[State, jax.Array]:
@@ -89,7 +89,18 @@ def train_chunk(
 def train_step(
     config: Config, apply: Callable[[Any, jax.Array], jax.Array], state: State, length: int, mesh: Mesh | None = None
 ) -> tuple[State, jax.Array]:
-    """One optimizer step of one seed's model, inputs (S, B, D) to outputs (S, B, K); its loss, () float32."""
+    """Takes one optimizer step of one seed.
+
+    Args:
+      config: the settings.
+      apply: the model: parameters and inputs (S, B, D) to outputs (S, B, K).
+      state: of the seed.
+      length: of the data.
+      mesh: over which the batch is sharded; None for one device.
+
+    Returns:
+      The new state, and the loss, () float32.
+    """
     task = tasks.get(config.task)
     key = jax.random.fold_in(jax.random.fold_in(state.key, TRAINING), state.step)
     batch = _constrain(task.sample(key, config.batch, length), mesh, None, "data")
@@ -100,16 +111,17 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 4))
 def evaluate(config: Config, state: State, length: int, draw: int, mesh: Mesh | None = None) -> tasks.Metrics:
-    """Metrics on test data: never trained on, and other data at every step and for every draw.
+    """Metrics on data that is never trained on, and different at every step and for every draw.
 
     Args:
-      config: says how much data.
+      config: the settings; they give the amount of data.
       state: of the seeds to evaluate.
       length: of the sequences.
-      draw: the number of this evaluation at this step; with the step it says which data.
+      draw: the number of this evaluation at this step; step and draw determine the data.
+      mesh: over which a batch is sharded; None for one device.
 
     Returns:
-      The task's metrics, each (seeds,), the mean over batches of the training size.
+      The task's metrics, each (seeds,): means over batches of the training size.
     """
     task = tasks.get(config.task)
     batches = -(-config.evaluation // config.batch)
@@ -129,7 +141,7 @@ def evaluate(config: Config, state: State, length: int, draw: int, mesh: Mesh | 
 
 
 def _constrain(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
-    """Arrays whose leading axes are shared out over those of the mesh; without axes, the same on every device."""
+    """Arrays whose leading axes are sharded over these axes of the mesh; without axes they are replicated."""
     if mesh is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))

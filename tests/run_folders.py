@@ -2,8 +2,8 @@
 
 import json
 
+import chex
 import jax
-import numpy as np
 
 from experiments import config, runs, training
 
@@ -14,8 +14,7 @@ def assert_same_run(one, other):
     """Equal bit for bit: logs, result, and the parameters of the last checkpoint."""
     for name in (runs.CONFIG, runs.METRICS, runs.SUMMARY):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    for a, b in zip(jax.tree.leaves(last_state(one)), jax.tree.leaves(last_state(other)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(last_state(one), last_state(other))
 
 
 def last_state(folder):

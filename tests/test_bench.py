@@ -173,7 +173,7 @@ def test_disagreement_is_reported(tmp_path, capsys, monkeypatch):
             "--cells has its own peers and no figure; leave --rollout, --sweep, --peers and --plot out",
         ),
         ("--rollout --peers torch", "--rollout has its own peers and no figure; leave --sweep, --peers and --plot out"),
-        ("--peers flaxnnx", "unknown peer 'flaxnnx'; did you mean 'flax-nnx'? Peers: gru_jax-scan, "),
+        ("--peers flaxnnx", "unknown peer 'flaxnnx'; did you mean 'flax-nnx'? There are: gru_jax-scan, "),
         ("--rounds 0", "--rounds must be at least 1, got 0"),
         ("--sample-ms nan", "--sample-ms must be between 0 and 10000, got nan"),
         ("--json nowhere/b.json", "--json: there is no folder "),
@@ -214,7 +214,7 @@ def test_statistics():
     assert timing.ratio(slow, fast) == 2.0
 
 
-def test_kept_bytes():
+def test_residual_bytes():
     """The fused gradient keeps less than autodiff of the scan, and does not count what the caller holds."""
     programs = measure.build(peers.make_problem(Shape(37, 5, 3, 4)), ["gru_jax-scan", "gru_jax-fused"])
-    assert 0 < programs["gru_jax-fused"].kept_bytes < programs["gru_jax-scan"].kept_bytes
+    assert 0 < programs["gru_jax-fused"].residual_bytes < programs["gru_jax-scan"].residual_bytes

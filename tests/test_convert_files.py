@@ -15,7 +15,7 @@ import pytest
 
 import gru_jax
 from gru_jax import convert
-from gru_jax.convert import activations, cli, files
+from gru_jax.convert import activations, cli
 from tests.cases import CELLS
 from tests.models import DTYPES, assert_identical, inputs, model
 
@@ -235,7 +235,7 @@ def test_writing_that_fails_half_way_leaves_the_file_as_it_was(tmp_path, monkeyp
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         convert.save(path, model(seed=2))
     assert path.read_bytes() == before
@@ -247,8 +247,8 @@ def test_killed_while_writing_leaves_the_file_as_it_was(tmp_path):
     convert.save(path, model())
     before = path.read_bytes()
     program = (
-        "import os\nfrom gru_jax.convert import files\n"
-        f"files.os.fsync = lambda descriptor: os._exit(9)\nfiles.write({str(path)!r}, b'half')"
+        "import os\nfrom gru_jax import output\n"
+        f"os.fsync = lambda descriptor: os._exit(9)\noutput.write_file({str(path)!r}, b'half')"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
     assert path.read_bytes() == before

@@ -3,7 +3,9 @@
 import json
 import shlex
 import shutil
+from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -105,6 +107,25 @@ def test_resume_after_damage(finished, tmp_path, damage):
     assert_same_run(folder, finished)
     steps = [json.loads(line)["step"] for line in (folder / runs.TIMING).read_text().splitlines()]
     assert steps == [5, 10, 15, 20, 23]
+
+
+def test_a_run_of_version_0_1(tmp_path, capsys):
+    """Its summary is shown, it is reported, and it goes on from its checkpoint to what 0.1 ended with, to rounding."""
+    old, folder = Path(__file__).parent / "run_0_1", tmp_path / "run"
+    shutil.copytree(old, folder)
+    command = shlex.split(json.loads((old / runs.CONFIG).read_text())["command"])[3:]
+    command += ["--out", str(folder), "--resume"]
+    assert cli.main(command) == 0
+    assert "0 of 2 seeds solved in a budget of 15 steps" in capsys.readouterr().out
+    assert cli.main(["report", str(folder)]) == 0
+    assert "| 0.3364 | 0.2128 to 0.4601 |" in (folder / "report" / "table.md").read_text()
+    (folder / runs.SUMMARY).unlink()
+    assert cli.main(command) == 0
+    lines, expected = (
+        [json.loads(line) for line in (each / runs.METRICS).read_text().splitlines()] for each in (folder, old)
+    )
+    assert lines[:2] == expected[:2]
+    chex.assert_trees_all_close(lines, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("when", [1, 3])

@@ -143,7 +143,7 @@ def test_leaving(monkeypatch, capsys):
         interrupts._wait([signal.SIGTERM])
         assert left == [143]
         going_on.set()
-        with interrupts.held:  # the thread has left
+        with interrupts.lock:  # the thread has left
             assert left == [143, 143]
     assert capsys.readouterr().err == "\nInterrupted.\n"
 

@@ -305,7 +305,12 @@ def test_listing():
     assert " ".join(inits.split()) == f"inits: {', '.join(models.INITS)}"
     for task, block in zip(tasks.TASKS.values(), blocks, strict=True):
         text = " ".join(block.split())
-        for part in (f"{task.name}: {task.summary}", task.paper, task.criterion, *(r.source for r in task.references)):
+        for part in (
+            f"{task.name}: {task.summary}",
+            task.paper,
+            task.criterion.text,
+            *(r.source for r in task.references),
+        ):
             assert " ".join(part.split()) in text
         assert f"at T = {task.recipe.length}" in text
     with pytest.raises(ValueError, match="did you mean 'adding'"):

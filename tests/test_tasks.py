@@ -4,6 +4,7 @@ import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ def lengths(task):
 @pytest.mark.parametrize("name", tasks.TASKS)
 @pytest.mark.parametrize("x64", [False, True])
 def test_contract(name, x64):
-    """What every task keeps to, under tracing, in float32 whatever the global precision."""
+    """What every task must be, under tracing, in float32 whatever the global precision."""
     task = tasks.get(name)
 
     def sample_and_measure(key, length):
@@ -40,7 +41,7 @@ def test_contract(name, x64):
             assert batch.targets.shape[:2] == batch.weights.shape == (steps, 3)
             assert batch.inputs.dtype == batch.weights.dtype == jnp.float32
             assert batch.targets.dtype in (jnp.float32, jnp.int32)
-            assert "loss" in metrics
+            assert {"loss", task.criterion.metric, *task.scores} <= metrics.keys()
             assert all(value.shape == () and value.dtype == jnp.float32 for value in (loss, *metrics.values()))
             assert 0 < task.baseline(length) < math.inf
         # Draws in another precision are other draws; bounds of draws may be float64, as scalars.
@@ -68,12 +69,26 @@ def test_data_depend_on_the_key_alone(name):
         compiler_options={"xla_backend_optimization_level": 0},
     )
     one_by_one, at_once = both(keys)
-    for a, b in zip(jax.tree.leaves(one_by_one), jax.tree.leaves(at_once), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
-        np.testing.assert_array_equal(a[0], a[1])
+    chex.assert_trees_all_close(one_by_one, at_once, rtol=1e-6)
+    chex.assert_trees_all_equal(*(jax.tree.map(lambda leaf, i=i: leaf[i], one_by_one) for i in (0, 1)))
     batch, loss, reported = one_by_one
     assert not np.array_equal(batch.inputs[0], batch.inputs[2])
     np.testing.assert_array_equal(loss, reported)
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_criterion(name):
+    """A metric of each task, a threshold in its words, and a direction: a loss falls to it, an accuracy rises."""
+    task = tasks.get(name)
+    metric, threshold = task.criterion.metric, task.criterion.threshold
+    assert any(f"{number:g}" in task.criterion.text for number in (threshold, 100 * threshold))
+    assert task.higher_is_better(metric) == (metric not in ("loss", "nrmse"))
+    better = 1.01 if task.higher_is_better(metric) else 0.99
+    assert task.solved({metric: threshold * better})
+    assert not task.solved({metric: threshold / better})
+    assert not task.solved({metric: math.nan})
+    assert not task.higher_is_better("loss")
+    assert all(map(task.higher_is_better, task.scores))
 
 
 def test_unknown_task():

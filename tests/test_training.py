@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +24,11 @@ BASE = config.Config("adding", length=6, steps=20, hidden=8, batch=8, learning_r
 
 def assert_close(one, other):
     """Equal to rounding, which a few steps of Adam have amplified."""
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
+
+    def comparable(leaf):
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+    chex.assert_trees_all_close(*(jax.tree.map(comparable, tree) for tree in (one, other)), rtol=1e-4, atol=1e-6)
 
 
 def lines(folder):
@@ -155,9 +157,7 @@ def test_processes_train_the_same(tmp_path):
     assert "budget" not in shown[1][0]
     one, two = (lines(tmp_path / name) for name in ("one", "two"))
     assert [line["step"] for line in one] == [line["step"] for line in two] == [5, 10]
-    for a, b in zip(one, two, strict=True):
-        np.testing.assert_allclose(a["train_loss"], b["train_loss"], rtol=1e-4)
-        np.testing.assert_allclose(a["eval_loss"], b["eval_loss"], rtol=1e-4)
+    chex.assert_trees_all_close(one, two, rtol=1e-4)
     assert (tmp_path / "two" / runs.SUMMARY).exists()
 
 

@@ -22,7 +22,7 @@ Run = Callable[[Any, jax.Array], jax.Array]
 
 
 class CellTime(NamedTuple):
-    """What a cell over a sequence costs.
+    """The cost of a cell over a sequence.
 
     Attributes:
       shape: T, B, D and H.
@@ -30,9 +30,9 @@ class CellTime(NamedTuple):
       which: of `PASSES`.
       name: "gru_jax-" and a method of `unroll`, a cell of Flax, or "CHO2014".
       timing: of a call.
-      speedup: how many times as fast as the faster of Flax' cells, the median over rounds.
-      difference: of hs from gru_jax' plain scan, as a share of the largest; None where the equations are others.
-      temporary_bytes: peak of temporary memory by XLA's analysis.
+      speedup: over the faster of Flax' cells, the median over rounds.
+      difference: the largest difference from our plain scan, as a share of the largest value; None if equations differ.
+      temporary_bytes: peak temporary memory by XLA's analysis.
     """
 
     shape: Shape
@@ -46,7 +46,7 @@ class CellTime(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether the result is that of the scan, to rounding, or is not to be."""
+        """Whether the result is that of the scan, to rounding; True if the equations differ."""
         return self.difference is None or self.difference <= TOLERANCE
 
 
@@ -54,7 +54,7 @@ def run(shapes: Iterable[Shape], rounds: int, sample_seconds: float) -> Iterator
     """Times each cell by each method and Flax' cells, forward and gradient, in turn.
 
     Args:
-      shapes: what to run.
+      shapes: to time.
       rounds, sample_seconds: see `timing.interleave`.
 
     Yields:
@@ -118,7 +118,7 @@ def _over_time(step: Callable[[Any, Any, jax.Array], Any], carry: Any) -> Run:
 
 
 def _lstm(shape: Shape) -> dict[str, tuple[Run, Any]]:
-    """On the same weights; Flax' first cell has a product for every gate, its second one for all."""
+    """Our LSTM and both of Flax on the same weights; the first has a product for each gate, the second one for all."""
     from flax import nnx
 
     cell = gru_jax.cells.LSTM()
@@ -145,7 +145,7 @@ def _lstm(shape: Shape) -> dict[str, tuple[Run, Any]]:
 
 
 def _mgu(shape: Shape) -> dict[str, tuple[Run, Any]]:
-    """Flax' cell resets after the product, ours, as the paper, before."""
+    """Our MGU, which resets before the product, as in the paper; and that of Flax, which resets after it."""
     from flax import linen
 
     cell = gru_jax.cells.MGU()

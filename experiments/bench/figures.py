@@ -1,14 +1,16 @@
 """Figures of a benchmark. Drawn without pyplot, as in `experiments.plots`."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.bench.measure import PASSES, Result
+from gru_jax import output
 
 
 def shapes(path: Path, results: Sequence[Result]) -> None:
-    """Draws the median times at each shape, with quartiles, into a PNG: a panel for each pass."""
+    """Draws the median times at each shape, with quartiles, as a PNG: a panel for each pass."""
     figure = _figure(width=max(7.0, 2.0 + 1.3 * len(results)), height=8)
     for axes, which in zip(figure.subplots(len(PASSES), 1, sharex=True), PASSES, strict=True):
         names = _names(results, which)
@@ -31,7 +33,7 @@ def shapes(path: Path, results: Sequence[Result]) -> None:
 
 
 def sweeps(path: Path, results: Mapping[str, Sequence[Result]]) -> None:
-    """Draws the time of a step along each sweep into a PNG: a row for each pass, a column for each axis."""
+    """Draws the time per step along each sweep as a PNG: a row for each pass, a column for each axis."""
     figure = _figure(width=4.5 * len(results), height=7)
     panels = figure.subplots(len(PASSES), len(results), squeeze=False)
     for row, which in zip(panels, PASSES, strict=True):
@@ -57,16 +59,13 @@ def _names(results: Sequence[Result], which: str) -> list[str]:
 
 
 def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def _logarithmic(axis: Any) -> None:
-    """A logarithmic axis with plain numbers on it, also where it spans less than a decade."""
+    """A logarithmic axis with plain numbers, also if it spans less than a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.axes.set_yscale("log")
@@ -89,6 +88,6 @@ def _finish(figure: Any, path: Path, label: str = "") -> None:
     if label:
         figure.axes[-1].set_xlabel(label)
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    output.write_file(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""How cost grows: sweeps over T, B and H, and the guard that the time of a step does not grow with T."""
+"""How cost grows: sweeps over T, B and H, and a check that the time per step does not grow with T."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,7 @@ from experiments.bench.settings import Shape
 
 SHORT, LONG = Shape(1000, 1, 16, 16), Shape(10_000, 1, 16, 16)
 LIMIT = 2.0
-"""The time of a step, long over short, beyond which it counts as growing."""
+"""The ratio of the times per step at `LONG` and `SHORT` above which the time counts as growing."""
 
 SWEEPS: dict[str, tuple[Shape, ...]] = {
     "T": tuple(Shape(steps, 1, 16, 16) for steps in (100, 1000, 10_000, 100_000)),
@@ -21,12 +21,12 @@ QUICK_SWEEPS: dict[str, tuple[Shape, ...]] = {axis: shapes[:3] for axis, shapes 
 
 
 class Growth(NamedTuple):
-    """How the time of a step grows with T.
+    """How the time per step grows with T.
 
     Attributes:
       peer: its name.
       which: "forward" or "gradient".
-      ratio: the time of a step at T = 10000 over that at T = 1000.
+      ratio: of the times per step at T = 10000 and T = 1000.
     """
 
     peer: str
@@ -35,17 +35,17 @@ class Growth(NamedTuple):
 
     @property
     def flat(self) -> bool:
-        """Whether it does not grow. A stacked output that is copied whole at every step would make it grow."""
+        """Whether the time per step does not grow, as it would if the stacked output were copied at every step."""
         return self.ratio <= LIMIT
 
 
 def guarded(names: Iterable[str]) -> list[str]:
-    """The peers whose growth is of interest by default: ours and the reference."""
+    """The peers that are checked by default: ours and the reference."""
     return [name for name in names if name == peers.REFERENCE or name.startswith("gru_jax-")]
 
 
 def guard(names: Iterable[str], rounds: int, sample_seconds: float) -> list[Growth]:
-    """The growth of each peer, from two lengths timed in the same rounds."""
+    """The growth of each peer, from two lengths that are timed in the same rounds."""
     by_shape = {shape: measure.build(peers.make_problem(shape), names) for shape in (SHORT, LONG)}
     rows = []
     for which in PASSES:
@@ -64,7 +64,7 @@ def guard(names: Iterable[str], rounds: int, sample_seconds: float) -> list[Grow
 
 
 def sweep(axis: str, names: Iterable[str], quick: bool, rounds: int, sample_seconds: float) -> Iterator[Result]:
-    """Measures along an axis of `SWEEPS`; along T, goes on only with peers whose time per step has stayed flat."""
+    """Measures along an axis of `SWEEPS`; along T, peers whose time per step has grown are left out from there on."""
     names = list(names)
     shortest: dict[str, float] = {}
     for shape in (QUICK_SWEEPS if quick else SWEEPS)[axis]:
@@ -77,7 +77,7 @@ def sweep(axis: str, names: Iterable[str], quick: bool, rounds: int, sample_seco
 
 
 def _seconds_per_step(result: Result) -> dict[str, float]:
-    """Of both passes together."""
+    """The time per step of each peer, both passes together."""
     totals: dict[str, float] = {}
     for costs in result.costs.values():
         for name, cost in costs.items():

@@ -1,4 +1,4 @@
-"""What the benchmark ran on."""
+"""The machine that the benchmark runs on."""
 
 import importlib.metadata
 import os
@@ -13,15 +13,15 @@ import gru_jax
 
 
 def threads() -> int:
-    """The cores that this process may use; XLA starts as many threads."""
+    """The number of cores that this process may use; XLA starts as many threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(distributions: Iterable[str]) -> dict[str, Any]:
-    """The machine and the versions of what runs on it.
+    """The machine, and the versions of the software.
 
     Args:
-      distributions: names of the distributions whose versions to add, where they are installed.
+      distributions: names of distributions whose versions to add, if they are installed.
     """
     versions = {"python": platform.python_version(), "gru_jax": gru_jax.__version__}
     for name in ("jax", "jaxlib", "numpy", *distributions):
@@ -42,7 +42,7 @@ def describe(distributions: Iterable[str]) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The model's name; Linux does not give it to `platform`."""
+    """The name of the CPU; on Linux `platform` does not know it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""One shape: builds every peer's program, compares what they compute, then times them in turn."""
+"""Measures one shape: builds the programs of all peers, compares their results, then times them in turn."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -16,24 +16,24 @@ from experiments.bench.timing import Timing
 
 PASSES = ("forward", "gradient")
 Expected = dict[str, np.ndarray]
-"""For each of `PASSES` what to compare: hs (T, B, H), and the gradient of the loss with respect to xs, (T, B, D)."""
+"""For each of `PASSES` the expected result: hs (T, B, H), and the gradient with respect to xs, (T, B, D)."""
 TOLERANCE = 1e-4
-"""Of the largest difference from `gru_jax.unroll(method="scan")`, as a share of the largest value."""
+"""For the largest difference from `gru_jax.unroll(method="scan")`, as a share of the largest value."""
 GEMM_SIZE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a forward or a gradient computation costs.
+    """The cost of a forward or a gradient computation.
 
     Attributes:
       timing: its `Timing`.
-      difference: of its result from ours; see `TOLERANCE`.
-      speedup: how many times as fast as the reference, the median over rounds; None if there is no reference.
-      gflops: floating point operations of its matrix products alone, in 10⁹ a second.
-      gemm_share: of the rate of a large matrix product, timed in the same rounds.
-      compile_seconds: to trace and compile it; None where nothing is compiled.
-      temporary_bytes: peak of temporary memory by XLA's analysis; None elsewhere.
+      difference: of the result from ours; see `TOLERANCE`.
+      speedup: over the reference, the median over rounds; None if there is no reference.
+      gflops: 10⁹ floating-point operations per second, counting matrix products alone.
+      gemm_share: the rate as a share of that of a large matrix product, timed in the same rounds.
+      compile_seconds: to trace and compile; None if nothing is compiled.
+      temporary_bytes: peak temporary memory by XLA's analysis; None if XLA does not run it.
     """
 
     timing: Timing
@@ -46,7 +46,7 @@ class Cost:
 
     @property
     def agrees(self) -> bool:
-        """Whether the result is ours, to rounding."""
+        """Whether the result equals ours, to rounding."""
         return self.difference <= TOLERANCE
 
 
@@ -56,26 +56,26 @@ class Result:
 
     Attributes:
       shape: T, B, D and H.
-      costs: for each of `PASSES` and each peer that has it, the `Cost`.
-      kept: for each peer with a gradient, the bytes kept for it, a step, a sequence and a state feature.
-      gemm_gflops: for each of `PASSES`, the rate of a matrix product of 1024³ in the same rounds, in 10⁹ a second.
+      costs: the `Cost` by pass and peer, for the peers that have the pass.
+      residuals: for each peer with a gradient, the bytes of its residuals per step, sequence and state feature.
+      gemm_gflops: the rate of a 1024³ matrix product in the same rounds, in 10⁹ operations per second, by pass.
     """
 
     shape: Shape
     costs: dict[str, dict[str, Cost]]
-    kept: dict[str, float]
+    residuals: dict[str, float]
     gemm_gflops: dict[str, float]
 
     @property
     def disagreeing(self) -> list[str]:
-        """Names of the peers whose outputs or gradients are not ours."""
+        """Names of the peers whose outputs or gradients differ from ours."""
         return sorted({name for costs in self.costs.values() for name, cost in costs.items() if not cost.agrees})
 
 
 def measure(shape: Shape, names: Iterable[str], rounds: int, sample_seconds: float) -> Result:
     """Compares and times peers at a shape; see `Result`."""
     problem = peers.make_problem(shape)
-    # The first compilation of a process sets up the compiler, which is not to count as the first peer's.
+    # The first compilation of a process also sets up the compiler, which must not count for the first peer.
     _gemm()()
     programs = build(problem, names)
     expected = {after: _expected(problem, after) for after in {peers.get(name).reset_after for name in programs}}
@@ -86,12 +86,12 @@ def measure(shape: Shape, names: Iterable[str], rounds: int, sample_seconds: flo
         differences = _differences(which, passes, expected)
         costs[which], rates[which] = _costs(shape, which, passes, differences, rounds, sample_seconds)
     per_unit = shape.T * shape.B * shape.H
-    kept = {name: p.kept_bytes / per_unit for name, p in programs.items() if p.kept_bytes is not None}
-    return Result(shape, costs, kept, rates)
+    residuals = {name: p.residual_bytes / per_unit for name, p in programs.items() if p.residual_bytes is not None}
+    return Result(shape, costs, residuals, rates)
 
 
 def present(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """The peers that can run; and of the others, why they cannot. Imports their frameworks."""
+    """The peers that can run, and the reasons why the others cannot. Imports their frameworks."""
     there, skipped = [], {}
     for name in names:
         try:
@@ -105,18 +105,18 @@ def present(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def build(problem: Problem, names: Iterable[str]) -> dict[str, Program]:
-    """The programs of peers that can run."""
+    """The programs of peers, all of which can run."""
     return {name: peers.get(name).make(problem) for name in names}
 
 
 def reference(names: Iterable[str]) -> str | None:
-    """The peer that ratios are to: flax-nnx, or else the first; None if there is none."""
+    """The peer that ratios refer to: flax-nnx, or else the first; None if there is none."""
     present = list(names)
     return peers.REFERENCE if peers.REFERENCE in present else next(iter(present), None)
 
 
 def products(shape: Shape, which: str) -> int:
-    """Floating point operations of the matrix products: x W and h U, and for the gradient twice as many again.
+    """Floating-point operations of the matrix products: those of x W and h U, and three times as many for the gradient.
 
     >>> products(Shape(T=10, B=1, D=2, H=3), "forward")
     900
@@ -134,7 +134,7 @@ def _costs(
     rounds: int,
     sample_seconds: float,
 ) -> tuple[dict[str, Cost], float]:
-    """The costs of one pass of all peers, and the rate of a matrix product in 10⁹ operations a second."""
+    """The costs of one pass of all peers, and the rate of a matrix product in 10⁹ operations per second."""
     functions: dict[str, Callable[[], Any]] = {name: one.run for name, one in passes.items()}
     timings = timing.interleave({**functions, "gemm": _gemm()}, rounds, sample_seconds)
     work, gemm = products(shape, which), timings.pop("gemm")
@@ -165,14 +165,14 @@ def _differences(which: str, passes: Mapping[str, Pass], expected: Mapping[bool,
 
 
 def _expected(problem: Problem, reset_after: bool) -> Expected:
-    """By our plain scan."""
+    """The results of our plain scan."""
     cell = gru_jax.GRU(reset_after=reset_after)
     weights = problem.weights if reset_after else problem.weights._replace(recurrent_bias=None)
 
     @jax.jit
     def run(xs, g):
-        hs, pull = jax.vjp(lambda xs: gru_jax.unroll(cell, weights, xs, method="scan")[1], xs)
-        return hs, pull(g)[0]
+        hs, vjp = jax.vjp(lambda xs: gru_jax.unroll(cell, weights, xs, method="scan")[1], xs)
+        return hs, vjp(g)[0]
 
     return dict(zip(PASSES, map(np.asarray, run(problem.xs, problem.g)), strict=True))
 

@@ -1,4 +1,4 @@
-"""Results as text, in tables that are Markdown too, and as JSON."""
+"""Results as Markdown tables and as JSON."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,19 +9,20 @@ from experiments.bench.cells import CellTime
 from experiments.bench.measure import PASSES, Cost, Result
 from experiments.bench.rollout import Rollout
 from experiments.bench.training import TrainingStep
+from gru_jax import output
 
 LEGEND = """\
 ms: median over rounds [quartiles]. ×: times as fast as {reference}, the median of the ratios within rounds.
 of GEMM: share of the rate of a 1024³ matrix product in the same rounds; GFLOP/s counts the matrix products alone.
 compile: tracing and compiling, seconds, forward + gradient. temporary: peak by XLA's analysis, MiB, forward / gradient.
-kept: bytes that the forward pass keeps for the gradient, a step, sequence and state feature, arguments not counted.
+residuals: bytes that the forward pass saves for the gradient, per step, sequence and state feature, without arguments.
 differs: largest difference from gru_jax's plain scan, as a share of the largest value, of hs / of the gradient of xs.
 Gradient: of Σ g ⊙ hs with respect to all parameters and xs, the forward pass included. Layout: each peer's own;
 flax and keras get batch-major inputs, the others time-major. *: reset before the product, compared with CHO2014."""
 
 
 def heading(machine: Mapping[str, Any], command: str) -> str:
-    """What ran where."""
+    """The command, the machine and the versions."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
         f"Command: {command}",
@@ -35,12 +36,12 @@ def heading(machine: Mapping[str, Any], command: str) -> str:
 
 
 def shape_table(result: Result) -> str:
-    """All that was measured at one shape."""
+    """All measurements at one shape."""
     rates = ", ".join(f"{rate:.0f} ({which})" for which, rate in result.gemm_gflops.items())
     columns = ["peer"]
     for which in PASSES:
         columns += [f"{which} ms", "×", "GFLOP/s", "of GEMM"]
-    columns += ["compile s", "temporary MiB", "kept B", "differs"]
+    columns += ["compile s", "temporary MiB", "residuals B", "differs"]
     sizes = ", ".join(f"{name} = {size}" for name, size in result.shape._asdict().items())
     return f"### {sizes}; GEMM {rates} GFLOP/s\n\n" + _table(columns, [_row(result, name) for name in _names(result)])
 
@@ -54,7 +55,7 @@ def summary_table(results: Sequence[Result], which: str) -> str:
 
 
 def growth_table(axis: str, results: Sequence[Result], which: str) -> str:
-    """Times along a sweep, in µs a step."""
+    """Times along a sweep, in µs per step."""
     names = list(dict.fromkeys(name for result in results for name in result.costs[which]))
     rows = []
     for result in results:
@@ -75,7 +76,7 @@ def guard_lines(rows: Iterable[growth.Growth]) -> str:
 
 
 def training_table(rows: Iterable[TrainingStep]) -> str:
-    """The training steps of whole models."""
+    """Times of the training steps of whole models."""
     cells = []
     for row in rows:
         run, (low, high) = row.config, (f"{1e3 * bound:.3g}" for bound in row.timing.quartiles)
@@ -87,7 +88,7 @@ def training_table(rows: Iterable[TrainingStep]) -> str:
 
 
 def training_as_json(row: TrainingStep) -> dict[str, Any]:
-    """A row of JSON's types; times in seconds a step."""
+    """A row for JSON; times in seconds per step."""
     return {
         "config": row.config.as_dict(),
         "model": row.model,
@@ -99,7 +100,7 @@ def training_as_json(row: TrainingStep) -> dict[str, Any]:
 
 
 def rollout_table(results: Sequence[Sequence[Rollout]]) -> str:
-    """Speed-ups of calls of few steps: a row for each size, a column for each way."""
+    """Speed-ups of calls of few steps: a row for each size, a column for each program."""
     first = results[0][0]
     within = "alone" if first.calls == 1 else f"in a scan of {first.calls} calls"
     names = [row.name for row in results[0]]
@@ -115,7 +116,7 @@ def rollout_table(results: Sequence[Sequence[Rollout]]) -> str:
 
 
 def rollout_as_json(row: Rollout) -> dict[str, Any]:
-    """A row of JSON's types; times in seconds a call."""
+    """A row for JSON; times in seconds per call."""
     return {
         "shape": row.shape._asdict(),
         "calls": row.calls,
@@ -129,7 +130,7 @@ def rollout_as_json(row: Rollout) -> dict[str, Any]:
 
 
 def cells_table(rows: Sequence[CellTime]) -> str:
-    """One cell at one shape, one pass: a row for each way."""
+    """One pass of one cell at one shape: a row for each program."""
     first = rows[0]
     sizes = ", ".join(f"{name} = {size}" for name, size in first.shape._asdict().items())
     body = [
@@ -147,7 +148,7 @@ def cells_table(rows: Sequence[CellTime]) -> str:
 
 
 def cell_as_json(row: CellTime) -> dict[str, Any]:
-    """A row of JSON's types; times in seconds."""
+    """A row for JSON; times in seconds."""
     return {
         **row._asdict(),
         "shape": row.shape._asdict(),
@@ -156,7 +157,7 @@ def cell_as_json(row: CellTime) -> dict[str, Any]:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """A result of JSON's types; times in seconds, memory in bytes."""
+    """A result for JSON; times in seconds, memory in bytes."""
     rows: dict[str, Any] = {}
     for which, costs in result.costs.items():
         for name, cost in costs.items():
@@ -174,8 +175,8 @@ def as_json(result: Result) -> dict[str, Any]:
                 "difference": cost.difference if math.isfinite(cost.difference) else None,
                 "agrees": cost.agrees,
             }
-    for name, kept in result.kept.items():
-        rows[name]["kept_bytes_per_step_and_unit"] = kept
+    for name, size in result.residuals.items():
+        rows[name]["residual_bytes_per_step_and_unit"] = size
     return {"shape": result.shape._asdict(), "gemm_gflops": result.gemm_gflops, "peers": rows}
 
 
@@ -192,8 +193,8 @@ def _row(result: Result, name: str) -> list[str]:
     compiled = [f"{cost.compile_seconds:.2f}" for cost in there if cost.compile_seconds is not None]
     temporary = [f"{cost.temporary_bytes / 2**20:.2f}" for cost in there if cost.temporary_bytes is not None]
     differs = [f"{cost.difference:.0e}" + ("" if cost.agrees else " DISAGREES") for cost in there]
-    kept = f"{result.kept[name]:.1f}" if name in result.kept else "–"
-    return [*cells, " + ".join(compiled) or "–", " / ".join(temporary) or "–", kept, " / ".join(differs)]
+    residuals = f"{result.residuals[name]:.1f}" if name in result.residuals else "–"
+    return [*cells, " + ".join(compiled) or "–", " / ".join(temporary) or "–", residuals, " / ".join(differs)]
 
 
 def _time_cells(cost: Cost) -> list[str]:
@@ -207,11 +208,4 @@ def _speedup(cost: Cost | None) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it reads as text."""
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    dashes = ["-" * width for width in widths]
-    lines = (
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-        for cells in (columns, dashes, *rows)
-    )
-    return "\n".join(lines)
+    return output.table([columns, *rows], markdown=True)

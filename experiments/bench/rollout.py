@@ -1,4 +1,4 @@
-"""Calls of few steps, as a policy makes them in a rollout: within a `lax.scan` of 128 calls, and alone."""
+"""Calls of few steps, as a policy makes them in a rollout: in a `lax.scan` of 128 calls, and alone."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +16,10 @@ from experiments.bench.timing import Timing
 
 CALLS = 128
 SIZES = tuple(itertools.product((32, 64, 128, 256, 512), (1, 4, 16, 64, 256)))
-"""Units, which are the inputs too, and sequences."""
+"""Pairs of units and sequences; there are as many input features as units."""
 QUICK_SIZES = ((32, 1), (32, 4))
 AGAIN = f"{peers.REFERENCE}, again"
-"""A second program of the reference's, so that a reader sees what differs by chance."""
+"""The reference, timed a second time, which shows how much times differ by chance."""
 METHODS = ("auto", "fused", "native")
 
 Call = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -27,15 +27,15 @@ Call = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Rollout(NamedTuple):
-    """What a call of few steps costs.
+    """The cost of a call of few steps.
 
     Attributes:
       shape: of a call.
-      calls: within one `lax.scan`, or 1 for a call alone.
-      name: one of ours, "gru_jax-" and a method of `unroll` or "step"; the reference, Flax' cell; or `AGAIN`.
+      calls: their number in one `lax.scan`, or 1 for a call alone.
+      name: "gru_jax-" and a method of `unroll` or "step"; the reference, which is Flax' cell; or `AGAIN`.
       timing: of a call.
-      speedup: how many times as fast as the reference, the median over rounds.
-      difference: of the outputs from the reference's, as a share of the largest.
+      speedup: over the reference, the median over rounds.
+      difference: the largest difference from the outputs of the reference, as a share of the largest value.
       same: the other ways that are the same program, so that figures which differ from theirs do so by chance.
     """
 
@@ -49,19 +49,19 @@ class Rollout(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether the outputs are the reference's, to rounding."""
+        """Whether the outputs equal those of the reference, to rounding."""
         return self.difference <= TOLERANCE
 
 
 def run(
     sizes: Iterable[tuple[int, int]], steps: int, calls: int, rounds: int, sample_seconds: float
 ) -> Iterator[list[Rollout]]:
-    """Times the calls of each size by each method and by Flax' cell, in turn.
+    """Times calls by each method and by Flax' cell, in turn, for each size.
 
     Args:
-      sizes: units and sequences.
+      sizes: pairs of units and sequences.
       steps: T of a call.
-      calls: how many there are in a scan; 1 for a call alone.
+      calls: their number in a scan; 1 for a call alone.
       rounds, sample_seconds: see `timing.interleave`.
 
     Yields:
@@ -121,7 +121,7 @@ def _unrolled(method: str) -> Call:
 
 
 def _over_time(step: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> Call:
-    """One step without a loop, several in one."""
+    """A call that takes several steps in a loop, and a single step without one."""
 
     def call(params, h_0, xs):
         def body(h_tm1, x_t):
@@ -137,7 +137,7 @@ def _over_time(step: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> Call:
 
 
 def _flax(problem: Problem) -> tuple[Call, Any]:
-    """Flax' cell, which has no recurrent bias."""
+    """Calls of Flax' cell, which has no recurrent bias, and its parameters."""
     from flax import nnx
 
     cell = nnx.GRUCell(problem.shape.D, problem.shape.H, rngs=nnx.Rngs(0))

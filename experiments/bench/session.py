@@ -1,4 +1,4 @@
-"""One call of `bench`, from the heading to the last table."""
+"""One call of `bench`: prints the heading and the tables."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ from experiments.bench.settings import Bench
 
 
 def run(options: Bench) -> int:
-    """Runs a benchmark and prints its tables as they become ready.
+    """Runs a benchmark, and prints each table as soon as it is ready.
 
     Returns:
-      The exit status: 1 if a peer computed something else than we do, or if none could run; else 0.
+      The exit status: 1 if the results of a peer differ from ours, or if no peer can run; else 0.
     """
     started = time.perf_counter()
     own = (peers.REFERENCE,) if options.rollout or options.cells else options.peers
@@ -47,10 +47,10 @@ def run(options: Bench) -> int:
 
 
 def _shapes(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[str]:
-    """Table by table, then the summary and the guard; adds to what is written as JSON.
+    """Prints a table for each shape, then the summaries and the check of growth; adds the results to `written`.
 
     Returns:
-      The names of peers that computed something else.
+      The names of peers whose results differ from ours.
     """
     rounds, sample_seconds = options.wanted_rounds(), options.sample_ms / 1e3
     print("\n" + report.LEGEND.format(reference=measure.reference(names)), flush=True)
@@ -77,7 +77,7 @@ def _shapes(options: Bench, names: Sequence[str], written: dict[str, Any]) -> li
 
 
 def _rollouts(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[str]:
-    """A table for each length of a call, in a scan and alone."""
+    """Prints a table for each length of a call, in a scan and alone."""
     return [
         name
         for calls in (rollout.CALLS, 1)
@@ -87,7 +87,7 @@ def _rollouts(options: Bench, names: Sequence[str], written: dict[str, Any]) -> 
 
 
 def _rollout(options: Bench, steps: int, calls: int, written: dict[str, Any]) -> list[str]:
-    """One table; adds to what is written as JSON. Returns the names of ways that computed something else."""
+    """Prints one table, and adds it to `written`; returns the names of programs whose results differ."""
     sizes = rollout.QUICK_SIZES if options.quick else rollout.SIZES
     results = list(rollout.run(sizes, steps, calls, options.wanted_rounds(), options.sample_ms / 1e3))
     print("\n" + report.rollout_table(results), flush=True)
@@ -97,7 +97,7 @@ def _rollout(options: Bench, steps: int, calls: int, written: dict[str, Any]) ->
 
 
 def _cells(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[str]:
-    """A table for each cell and pass at each shape; adds to what is written as JSON."""
+    """Prints a table for each shape, cell and pass, and adds them to `written`."""
     rows = []
     for table in cells.run(options.wanted_shapes(), options.wanted_rounds(), options.sample_ms / 1e3):
         print("\n" + report.cells_table(table), flush=True)
@@ -107,7 +107,7 @@ def _cells(options: Bench, names: Sequence[str], written: dict[str, Any]) -> lis
 
 
 def _sweeps(options: Bench, names: Sequence[str], written: dict[str, Any]) -> list[str]:
-    """Two tables for each axis; adds to what is written as JSON."""
+    """Prints two tables for each axis, and adds the results to `written`."""
     results: dict[str, list[Result]] = {}
     for axis in growth.SWEEPS:
         results[axis] = []
@@ -125,7 +125,7 @@ def _sweeps(options: Bench, names: Sequence[str], written: dict[str, Any]) -> li
 
 @contextlib.contextmanager
 def _no_compilation_cache() -> Iterator[None]:
-    """A program that is read from a cache takes no time to compile."""
+    """Turns the compilation cache off, so that times to compile are real."""
     config: Any = jax.config
     before = config.jax_enable_compilation_cache
     config.update("jax_enable_compilation_cache", False)

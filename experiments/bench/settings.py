@@ -1,4 +1,4 @@
-"""What the command line of `bench` can say."""
+"""The options of `bench`."""
 
 import dataclasses
 import shlex
@@ -11,7 +11,7 @@ from experiments import config
 
 
 class Shape(NamedTuple):
-    """Sizes of a benchmark.
+    """The sizes of a benchmark.
 
     Attributes:
       T: time steps.
@@ -52,25 +52,25 @@ class Bench:
     """Time gru_jax beside the GRUs of other frameworks, on the same weights and inputs."""
 
     shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="T,B,D,H ...", help_behavior_hint="(default: nine)")] = ()
-    """shapes to run: time steps, sequences, input features, state features"""
+    """shapes to time: time steps, sequences, input features, state features"""
     peers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
-    """peers to run; ratios are to flax-nnx, or to the first where that is not among them"""
+    """peers to time; ratios are to flax-nnx, or to the first if that is not among them"""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """two small shapes and few rounds, in about a minute"""
+    """two small shapes and few rounds, about a minute"""
     sweep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """instead of the shapes, vary T from 100 to 100000, B and H one at a time"""
     rollout: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """instead of the shapes, calls of 1, 4 and 16 steps, in a scan of 128 calls and alone"""
+    """instead of the shapes, calls of 1, 4 and 16 steps, each in a scan of 128 calls and alone"""
     cells: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """instead of GRUs, the LSTM, the minimal gated unit and `GOODFELLOW` beside Flax' cells"""
     rounds: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 11, quick 3)")] = None
-    """samples of each peer"""
+    """number of samples of each peer"""
     sample_ms: float = 20.0
-    """least duration of a sample, in milliseconds; a function that takes less is repeated"""
+    """least duration of a sample, in milliseconds; a shorter function is called repeatedly"""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
-    """where to write all results"""
+    """file for all results"""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
-    """where to draw the times, as PNG"""
+    """PNG file for a figure of the times"""
 
     def check(self) -> None:
         """Raises ValueError that names the option as on the command line, if a value makes no sense."""
@@ -97,32 +97,22 @@ class Bench:
                 raise ValueError(f"{option}: there is no folder {path.absolute().parent}")
 
     def wanted_shapes(self) -> tuple[Shape, ...]:
-        """The shapes asked for, or the default ones."""
+        """The shapes that were asked for, or else the default ones."""
         if self.shapes:
             return tuple(parse_shape(text) for text in self.shapes)
         return QUICK_SHAPES if self.quick else SHAPES
 
     def wanted_rounds(self) -> int:
-        """The rounds asked for, or the default number."""
+        """The number of rounds that was asked for, or else the default one."""
         return self.rounds or (QUICK_ROUNDS if self.quick else ROUNDS)
 
     def command(self) -> str:
-        """The command line that says the same.
+        """The command line of these options.
 
         >>> Bench(shapes=("4,2,3,5",), quick=True).command()
         'python -m experiments bench --shapes 4,2,3,5 --quick'
         """
-        words = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value == field.default:
-                continue
-            words.append(f"--{field.name.replace('_', '-')}")
-            if isinstance(value, tuple):
-                words += value
-            elif value is not True:
-                words.append(str(value))
-        return shlex.join([*config.PROGRAM.split(), "bench", *words])
+        return shlex.join([*config.PROGRAM.split(), "bench", *config.changed_options(self, Bench())])
 
 
 def parse_shape(text: str) -> Shape:

@@ -1,4 +1,4 @@
-"""Wall-clock times of functions that disturb each other as little, and are disturbed as equally, as may be."""
+"""Wall-clock times of several functions, interleaved so that disturbances affect all of them alike."""
 
 import contextlib
 import gc
@@ -11,15 +11,15 @@ import numpy as np
 
 Key = TypeVar("Key")
 PATIENCE, FEWEST = 60.0, 3
-"""After so many seconds no further round is begun, once there have been so many: on a busy machine a single function,
-whose threads wait for each other, may take a thousand times as long as it should."""
+"""After PATIENCE seconds no further round begins, if there have been FEWEST: on a busy machine a function whose threads
+wait for each other may take a thousand times as long as usual."""
 
 
 class Timing(NamedTuple):
-    """Samples of a function's duration.
+    """Samples of the duration of a function.
 
     Attributes:
-      repetitions: calls in one sample.
+      repetitions: the number of calls in one sample.
       seconds: for each round, the duration of a call, averaged over the sample.
     """
 
@@ -28,26 +28,25 @@ class Timing(NamedTuple):
 
     @property
     def median(self) -> float:
-        """In seconds a call."""
+        """The median, in seconds per call."""
         return float(np.median(self.seconds))
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third, in seconds a call."""
+        """The first and the third quartile, in seconds per call."""
         low, high = np.percentile(self.seconds, [25, 75])
         return float(low), float(high)
 
 
 def interleave(functions: Mapping[Key, Callable[[], Any]], rounds: int, sample_seconds: float) -> dict[Key, Timing]:
-    """Times functions in turn, each round from another one on: A B C, B C A, C A B, …
+    """Times functions in turn; each round begins with another one: A B C, B C A, C A B, …
 
-    Whoever comes first in a round, or after a certain other one, is not always the same: that alone was seen to make a
-    tenth.
+    So no function always comes first, or always after a certain other one, which alone made a difference of a tenth.
 
     Args:
-      functions: by a name of any type; each returns when its work is done.
-      rounds: samples of each; fewer if that takes longer than `PATIENCE`.
-      sample_seconds: least duration of a sample; shorter functions are repeated within it.
+      functions: by name, of any type; each returns when its work is done.
+      rounds: number of samples of each; fewer if they take longer than `PATIENCE`.
+      sample_seconds: least duration of a sample; a shorter function is called repeatedly.
 
     Returns:
       The `Timing` of each function.
@@ -62,8 +61,8 @@ def interleave(functions: Mapping[Key, Callable[[], Any]], rounds: int, sample_s
             first = done % max(1, len(functions))
             for name in [*functions][first:] + [*functions][:first]:
                 function = functions[name]
-                # Not timed: it brings the function's data back into the caches, and by its end the threads of the
-                # function before no longer spin.
+                # Not timed: it brings the data of the function back into the caches, and lets the threads of the
+                # previous function stop spinning.
                 function()
                 started = time.perf_counter()
                 for _ in range(repetitions[name]):
@@ -74,12 +73,12 @@ def interleave(functions: Mapping[Key, Callable[[], Any]], rounds: int, sample_s
 
 
 def ratio(one: Timing, other: Timing) -> float:
-    """How many times as long as `other` did `one` take: the median over the rounds that they share."""
+    """The duration of `one` as a multiple of that of `other`: the median of the ratios within rounds."""
     return float(np.median(np.array(one.seconds) / np.array(other.seconds)))
 
 
 def _repetitions(function: Callable[[], Any], sample_seconds: float) -> int:
-    """How many calls last as long as a sample must; warms up."""
+    """The number of calls in a sample; also warms the function up."""
     function()
     shortest, spent = math.inf, 0.0
     while True:

@@ -1,4 +1,4 @@
-"""The training step of `python -m experiments train`, and the same with `flax.nnx.RNN(GRUCell)` in place of our GRU."""
+"""The training step of `python -m experiments train`, with our GRU and with `flax.nnx.RNN(GRUCell)` in its place."""
 
 import dataclasses
 import functools
@@ -27,14 +27,14 @@ Apply = Callable[[Any, jax.Array], jax.Array]
 
 
 class TrainingStep(NamedTuple):
-    """What a training step costs with one model.
+    """The cost of a training step with one model.
 
     Attributes:
-      config: the run that takes such steps.
+      config: the settings of the run.
       model: one of `MODELS`.
       timing: of a step.
-      speedup: how many times as fast as the reference, the median over rounds.
-      difference: of the first step's loss from ours, as a share of it.
+      speedup: over the reference, the median over rounds.
+      difference: of the loss of the first step from ours, as a share of ours.
     """
 
     config: Config
@@ -45,13 +45,13 @@ class TrainingStep(NamedTuple):
 
 
 def configs(quick: bool) -> list[Config]:
-    """The default runs of the tasks; small ones if quick."""
+    """The default settings of the tasks; small ones if quick."""
     defaults = [config.defaults(task).config for task in TASKS]
     return [dataclasses.replace(one, **SMALL) for one in defaults] if quick else defaults
 
 
 def measure(runs: Iterable[Config], rounds: int, sample_seconds: float) -> list[TrainingStep]:
-    """Times the training step of each run with each model, in turn."""
+    """Times the training step of each configuration with each model, in turn."""
     rows = []
     for run in runs:
         state = jax.jit(training.init_one, static_argnums=0)(run, run.seed)
@@ -77,7 +77,7 @@ def _program(run: Config, apply: Apply, state: training.State) -> Callable[[], n
 
 
 def _flax(run: Config, state: training.State) -> tuple[Apply, training.State]:
-    """The same model with `nnx.RNN(nnx.GRUCell)`, which has no recurrent bias; and its state before the first step."""
+    """The model with `nnx.RNN(nnx.GRUCell)`, which has no recurrent bias, and its state before the first step."""
     from flax import nnx
 
     ours: gru_jax.Params = state.params.cell

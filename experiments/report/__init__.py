@@ -1,11 +1,11 @@
-"""The report on a folder of runs: one HTML page that needs nothing else, its figures as PNG, a Markdown table.
+"""The report on a folder of runs: one self-contained HTML page, its figures as PNG, and a Markdown table.
 
 ::
 
     python -m experiments report runs
 
-Numbers are the median over the seeds of a run, and the range. They are rounded only as far as leaves them on their side
-of the criterion; see `experiments.report.measures`.
+Numbers are the median over the seeds of a run, and the range. Rounding never moves them across the criterion; see
+`experiments.report.measures`.
 """
 
 from experiments.report.page import write

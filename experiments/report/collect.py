@@ -1,4 +1,4 @@
-"""Run folders as they lie on disk, finished or not; what cannot be read is named, with the reason."""
+"""Reads run folders, finished or not; a folder that cannot be read is named, with the reason."""
 
 import collections
 import dataclasses
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import runs, tasks
+from experiments.runs import Status
 
 # Settings that change what is recorded, not how a seed is trained.
 OBSERVING = ("seeds", "chunk", "evaluation", "beyond")
-SOLVED, SPENT, DIVERGED, UNFINISHED = "solved", "budget spent", "diverged", "unfinished"
 
 
 class Line(NamedTuple):
-    """A line of metrics.jsonl: the step, and by metric a value for each seed, NaN where none was measured."""
+    """A line of metrics.jsonl: the step, and for each metric the values of all seeds; NaN stands for a missing one."""
 
     step: int
     values: Mapping[str, tuple[float, ...]]
@@ -35,15 +35,16 @@ class Run:
     """One run: one configuration, several seeds.
 
     Attributes:
-      folder: where it is, relative to the folder that the report is on.
-      task: its task.
-      config: its settings, as in config.json.
-      command: that makes it.
+      folder: its path, relative to the folder of the report.
+      task: the task.
+      config: the settings, as in config.json.
+      command: the command line of the run.
       made_with: versions and platform, as in config.json.
       lines: of metrics.jsonl.
-      seconds: wall time so far, None if it was not recorded.
-      summary: how it ended, as in summary.json; None if it has not.
-      note: what tells it from other runs of the same cell, initialisation and length; "" if there are none.
+      seconds: wall time so far; None if it was not recorded.
+      summary: how it ended, as in summary.json; None if it has not ended.
+      note: the settings that distinguish it from other runs of the same cell, initialisation and length; "" if it is
+        the only one.
     """
 
     folder: str
@@ -68,13 +69,13 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Cell, initialisation, and what tells it from its like."""
+        """Cell, initialisation and note."""
         return f"{self.variant}, {self.note}" if self.note else self.variant
 
     @property
-    def status(self) -> str:
-        """One of SOLVED, SPENT, DIVERGED, UNFINISHED."""
-        return UNFINISHED if self.summary is None else self.summary["status"]
+    def status(self) -> Status:
+        """How it stands."""
+        return Status.UNFINISHED if self.summary is None else Status(self.summary["status"])
 
     @property
     def step(self) -> int:
@@ -83,16 +84,16 @@ class Run:
 
     @property
     def budget(self) -> int:
-        """Optimizer steps after which an unsolved run ends."""
-        return self.step if self.status == SPENT else self.config["steps"]
+        """The number of optimizer steps after which an unsolved run ends."""
+        return self.step if self.status == Status.SPENT else self.config["steps"]
 
     @property
     def solved_at(self) -> tuple[int | None, ...] | None:
-        """For each seed the step at which it was solved, None if it was not; None as a whole while the run goes on."""
+        """For each seed the step at which it solved the task, or None; None for an unfinished run."""
         return None if self.summary is None else tuple(self.summary["solved_at"])
 
     def last(self, metric: str) -> tuple[float, ...] | None:
-        """The last evaluation, by seed; None if there is none. The metric may be at another length, `loss@400`."""
+        """The last evaluation, by seed; None if there is none. "loss@400" is the loss at length 400."""
         return self.lines[-1].values.get(f"eval_{metric}") if self.lines else None
 
     def beyond(self, metric: str) -> list[tuple[int, tuple[float, ...]]]:
@@ -103,7 +104,9 @@ class Run:
 
 
 def collect(root: Path) -> tuple[list[Run], list[Broken]]:
-    """All runs in a folder, at any depth, or the one that it is: by task, length, cell, initialisation, then folder.
+    """All runs in a folder, at any depth, or the run that the folder is; and the folders that cannot be read.
+
+    Runs are ordered by task, length, cell and initialisation, first seed, and folder.
 
     Raises:
       ValueError: if there is no such folder, or no run in it.
@@ -175,9 +178,9 @@ def _line(line: Any, seeds: int) -> Line:
 def _summary(value: Any, seeds: int, has_lines: bool) -> dict[str, Any]:
     summary = _object(value, runs.SUMMARY)
     status = _of_type(summary, "status", str, runs.SUMMARY)
-    if status not in (SOLVED, SPENT, DIVERGED):
+    if status not in set(Status) - {Status.UNFINISHED}:
         raise ValueError(f"{runs.SUMMARY}: unknown status {status!r}")
-    if status != DIVERGED and not has_lines:
+    if status != Status.DIVERGED and not has_lines:
         raise ValueError(f"{runs.SUMMARY} says {status!r}, but {runs.METRICS} holds nothing")
     _of_type(summary, "parameters", int, runs.SUMMARY)
     _of_type(summary, "units", int, runs.SUMMARY)
@@ -217,16 +220,15 @@ def _json(path: Path) -> Any:
 
 
 def _log(path: Path) -> list[Any]:
-    """The lines of a log; a last one without its line break was torn, or is being written, and is not among them."""
+    """The lines of a log, as `runs.read_log`."""
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return runs.read_log(path)
     except ValueError as error:
         raise ValueError(f"{path.name} holds a line that is no JSON: {error}") from error
 
 
 def _with_notes(found: Sequence[Run]) -> list[Run]:
-    """Adds to runs of one task, cell and initialisation the settings that tell apart those of equal length."""
+    """Runs with their notes; see `Run.note`."""
     groups = collections.defaultdict(list)
     for run in found:
         groups[run.task.name, run.variant].append(run)
@@ -235,6 +237,7 @@ def _with_notes(found: Sequence[Run]) -> list[Run]:
 
 
 def _notes(group: Sequence[Run]) -> list[str]:
+    """The notes of the runs of one task, cell and initialisation; equal notes are numbered."""
     by_length = collections.defaultdict(list)
     for run in group:
         by_length[run.length].append(run)
@@ -254,5 +257,5 @@ def _notes(group: Sequence[Run]) -> list[str]:
 
 
 def _printable(name: str) -> str:
-    """A name that can be encoded, whatever bytes are in it."""
+    """A name that UTF-8 can encode; the names of files may hold any bytes."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""The figures of a report, each as PNG and as SVG for the page. Drawn without pyplot, as in `experiments.plots`."""
+"""The figures of a report, as PNG files and as SVG for the page. Drawn without pyplot, as in `experiments.plots`."""
 
 import io
 import itertools
@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 
 from experiments import plots, tasks
 from experiments.report import measures, tables
-from experiments.report.collect import UNFINISHED, Run
+from experiments.report.collect import Run
 from experiments.report.measures import Measure
+from experiments.runs import Status
 
-# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow, too pale for a line, and the black.
+# Okabe and Ito's colours, which are safe for the colour-blind, without the yellow, too pale for a line, and the black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "os^DvPX"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 BASELINE: Any = (0, (4, 3))
 PUBLISHED: tuple[Any, ...] = ((0, (6, 2, 1, 2)), (0, (1, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)))
-# Replaced in the SVG by the page's own, which follow its light or dark scheme.
+# In the SVG these are replaced by variables of the page, which follow its light or dark scheme.
 INK, SOFT, GRID = "#24292e", "#5b646d", "#d3d9df"
 ROLES = {INK: "--ink", SOFT: "--soft", GRID: "--line"}
 WIDTH, PANEL, LEGEND_ROW, MARGIN = 4.8, 2.2, 0.19, 0.95  # inches
@@ -27,7 +28,7 @@ TEXT, WRAP = 9, 56  # points, characters
 
 
 class Style(NamedTuple):
-    """How one variant is drawn in all figures."""
+    """The style of one variant in all figures."""
 
     colour: str
     marker: str
@@ -38,11 +39,11 @@ class Figure(NamedTuple):
     """A figure.
 
     Attributes:
-      name: of its file, without the ending.
-      caption: what it shows, in a sentence.
-      alt: what is seen in it.
-      svg: an <svg> element, its text as text, its colours those of the page.
-      png: the same as a PNG file on white.
+      name: of its file, without the suffix.
+      caption: one or two sentences on how to read it.
+      alt: its contents in words.
+      svg: an <svg> element; its text is text, its colours are those of the page.
+      png: the figure as a PNG file, on white.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Figure(NamedTuple):
 
 
 def styles(found: Sequence[Run]) -> dict[str, Style]:
-    """A style for each label of a run, different ones as long as there are."""
+    """A style for each label of a run; styles are reused only when there are more labels than styles."""
     labels = dict.fromkeys(run.label for run in found)
     return {
         label: Style(COLOURS[place % 6], MARKERS[place % 7], DASHES[place // 6 % 4])
@@ -62,10 +63,11 @@ def styles(found: Sequence[Run]) -> dict[str, Style]:
 
 
 def learning_curves(group: Sequence[Run], style: Mapping[str, Style]) -> Figure | None:
-    """Metrics against steps, of the runs of one task at one length; None if there is nothing to draw.
+    """Metrics against steps, for the runs of one task at one length; None if there is nothing to draw.
 
-    A panel for the metric of the criterion, one for the loss and one for any other metric with a published value: the
-    median over seeds as a line, the range as a band, the trivial baseline, which is a loss, and published values.
+    There is a panel for the metric of the criterion, one for the loss, and one for any other metric with a published
+    value. Each shows the median over seeds as a line, the range as a band, and published values; that of the loss also
+    shows the trivial baseline.
     """
     task, length = group[0].task, group[0].length
     metrics = [metric for metric in _panels(task) if any(run.last(metric.name) for run in group)]
@@ -90,15 +92,15 @@ def learning_curves(group: Sequence[Run], style: Mapping[str, Style]) -> Figure 
 
 
 def solving_steps(group: Sequence[Run], style: Mapping[str, Style]) -> Figure | None:
-    """Steps until solved against length, of the runs of one task; None unless ended ones have several lengths."""
-    group = [run for run in group if run.status != UNFINISHED]
+    """Steps to solve a task against its length; None unless runs of several lengths have ended."""
+    group = [run for run in group if run.status != Status.UNFINISHED]
     lengths = sorted({run.length for run in group})
     if len(lengths) < 2:
         return None
     task, labels = group[0].task, list(dict.fromkeys(run.label for run in group))
     figure = _figure(1.6 * PANEL + _legend_rows(labels) * LEGEND_ROW)
     axes = figure.subplots()
-    # Variants stand side by side, in the middle third between a length and the next.
+    # Variants are drawn side by side around each length, on a third of the distance to the next length.
     room = min(after / before for before, after in itertools.pairwise(lengths)) ** (1 / 3)
     axes.set(xscale="log", yscale="log")
     for place, label in enumerate(labels):
@@ -146,7 +148,7 @@ def _levels(metric: Measure, length: int) -> list[tuple[float, str, Any]]:
 
 
 def _draw_run(axes: Any, run: Run, metric: Measure, style: Style) -> None:
-    """One run in one panel; what is not finite, or not positive on a logarithmic axis, is left out."""
+    """Draws a run in a panel, without values that are not finite, or not positive on a logarithmic axis."""
     name = f"eval_{metric.name}"
     lines = [(line.step, metric.spread(line.values[name])) for line in run.lines if name in line.values]
     least = -math.inf if metric.higher_is_better else 0
@@ -170,9 +172,9 @@ def _draw_run(axes: Any, run: Run, metric: Measure, style: Style) -> None:
 
 
 def _draw_steps(axes: Any, group: Sequence[Run], style: Style, aside: float) -> None:
-    """One variant: medians joined by a line, ranges as bars, unsolved seeds as crosses at the budget.
+    """Draws a variant: medians joined by a line, ranges as bars, unsolved seeds as crosses at the budget.
 
-    `aside` is a factor to all lengths.
+    `aside` is a factor that shifts all lengths, so that variants do not overlap.
     """
     medians = []
     for run in group:
@@ -209,7 +211,7 @@ def _dress(axes: Any, metric: Measure) -> None:
 
 
 def _plain_log(axes: Any) -> None:
-    """A logarithmic axis, with numbers between the powers of ten where it spans few of them."""
+    """A logarithmic axis with plain numbers, also between the powers of ten if it spans few of them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_ylim()
@@ -221,16 +223,13 @@ def _plain_log(axes: Any) -> None:
 
 
 def _figure(height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    figure = Canvas(figsize=(WIDTH, height + MARGIN), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Canvas(figsize=(WIDTH, height + MARGIN), dpi=160, layout="constrained")
 
 
 def _legends(figure: Any, panels: Sequence[Any], title: str, variants: Sequence[str]) -> None:
-    """The title and the variants above the panels, the horizontal lines below."""
+    """Adds legends: the title and the variants above the panels, the horizontal lines below."""
     handles: dict[str, Any] = {}
     for axes in panels:
         axes.grid(color=GRID, linewidth=0.6)
@@ -272,7 +271,7 @@ def _legend_rows(labels: Sequence[str]) -> int:
 
 
 def _finish(figure: Any, name: str, caption: str, alt: str) -> Figure:
-    """Renders a figure. Nothing in either file depends on when or where."""
+    """Renders a figure. Both files are the same at every time and place."""
     import matplotlib
 
     png, svg = io.BytesIO(), io.StringIO()
@@ -284,7 +283,7 @@ def _finish(figure: Any, name: str, caption: str, alt: str) -> Figure:
 
 
 def _for_page(svg: str) -> str:
-    """The <svg> element alone, scaling with the page, without the ids that are the same in every figure."""
+    """The <svg> element alone, with the colours of the page, without ids that are the same in every figure."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", svg)
     for colour, role in ROLES.items():
@@ -302,5 +301,5 @@ def _curves_alt(name: str, group: Sequence[Run], metrics: Sequence[Measure]) -> 
 
 
 def _plain(label: str) -> str:
-    """A label that is drawn as it is written, with no glyph that the font lacks."""
+    """A label in ASCII, which every font has, with `$` escaped, which would begin a formula."""
     return label.encode("ascii", "backslashreplace").decode("ascii").replace("$", r"\$")

@@ -1,6 +1,5 @@
-"""Which metric a task is judged by, and its values as text, rounded only where that says nothing wrong."""
+"""The metrics of a task, and their values as text, rounded without crossing the task's criterion."""
 
-import collections
 import dataclasses
 import math
 import re
@@ -9,14 +8,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments import tasks
+from experiments.runs import Status
 
 DIGITS = 4
-DIVERGED = "diverged"
 NOTHING = "–"
 
 
 class Spread(NamedTuple):
-    """The median over seeds and the range, worst and best in the order of their values."""
+    """The median, the smallest and the largest value over seeds."""
 
     median: float
     low: float
@@ -29,7 +28,7 @@ class Measure:
 
     Attributes:
       task: the task.
-      name: of the metric, as `Task.metrics` calls it.
+      name: of the metric, as in `Task.metrics`.
     """
 
     task: tasks.Task
@@ -48,17 +47,15 @@ class Measure:
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether large values are good: whether they would meet the criterion, as an accuracy does, or are one.
+        """Whether large values are good.
 
         >>> [Measure(tasks.get("copy"), name).higher_is_better for name in ("recall_accuracy", "loss")]
         [True, False]
         """
-        if self.name == "loss":
-            return False
-        return self._solves(math.inf) or re.search("accuracy|match|correct", self.name) is not None
+        return self.task.higher_is_better(self.name)
 
     def text(self, value: float) -> str:
-        """A value with four digits, or as many more as keep it on its side of the criterion and apart from 0 and 1.
+        """A value with four digits, or with as many as keep it on its side of the criterion and distinct from 0 and 1.
 
         >>> accuracy = Measure(tasks.get("copy"), "recall_accuracy")
         >>> [accuracy.text(value) for value in (0.505, 0.99, 0.99001, 0.990001, 0.99999, 1.0)]
@@ -68,16 +65,16 @@ class Measure:
         ['0.1667', '0.00099999', '5.3e-5', 'diverged']
         """
         if not math.isfinite(value):
-            return DIVERGED
+            return Status.DIVERGED.value
         shown = next(
             text
             for text in (f"{value:.{digits}g}" for digits in range(DIGITS, 18))
-            if self._solves(float(text)) == self._solves(value) and (float(text) in (0, 1)) == (value in (0, 1))
+            if self._solved(float(text)) == self._solved(value) and (float(text) in (0, 1)) == (value in (0, 1))
         )
         return re.sub("e([+-])0*", lambda sign: "e" + sign[1].replace("+", ""), shown)
 
     def spread(self, values: Sequence[float]) -> Spread:
-        """Median and range, where a value that is not finite is the worst of all: then a bound of it is not finite."""
+        """Median and range, where a value that is not finite counts as infinitely bad."""
         worst = -math.inf if self.higher_is_better else math.inf
         return spread([value if math.isfinite(value) else worst for value in values])
 
@@ -92,27 +89,25 @@ class Measure:
         median, low, high = map(self.text, self.spread(values))
         return median, f"{low} to {high}" if len(values) > 1 else ""
 
-    def _solves(self, value: float) -> bool:
-        others: dict[str, float] = collections.defaultdict(lambda: math.nan)
-        return bool(self.task.solved(others | {self.name: value}))
+    def _solved(self, value: float) -> bool:
+        """Whether the task's criterion is on this metric, and the value meets it."""
+        return self.name == self.task.criterion.metric and self.task.criterion.met(value)
 
 
 def main(task: tasks.Task) -> Measure:
-    """The metric that a task's criterion looks at.
+    """The metric of a task's criterion.
 
     >>> [main(task).name for task in (tasks.get("adding"), tasks.get("copy"))]
     ['loss', 'recall_accuracy']
     """
-    asked = _Asked()
-    task.solved(asked)
-    return Measure(task, next(iter(asked), "loss"))
+    return Measure(task, task.criterion.metric)
 
 
 def published_text(task: tasks.Task, reference: tasks.Reference, named: bool = True) -> str:
     """A published result in words, without its source.
 
     Args:
-      task: that it is for.
+      task: the task.
       reference: the result.
       named: whether to name the metric.
 
@@ -125,7 +120,7 @@ def published_text(task: tasks.Task, reference: tasks.Reference, named: bool = T
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and range; infinite values count as such.
+    """Median and range; values may be infinite.
 
     >>> spread([3, 1, 2, math.inf])
     Spread(median=2.5, low=1, high=inf)
@@ -134,7 +129,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """A duration.
+    """A duration in words.
 
     >>> [seconds_text(seconds) for seconds in (None, 9.96, 59.96, 754.0, 3725.0)]
     ['–', '10.0 s', '1 min 00 s', '12 min 34 s', '1 h 02 min']
@@ -145,11 +140,3 @@ def seconds_text(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-class _Asked(dict[str, float]):
-    """Metrics, all of them NaN, that remember which were asked for."""
-
-    def __missing__(self, name: str) -> float:
-        self[name] = math.nan
-        return math.nan

@@ -1,20 +1,22 @@
-"""The page: everything collected, drawn, put into the template, and written in one step."""
+"""Writes the page of a report, with its figures and its table."""
 
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import files, tasks
+from experiments import tasks
 from experiments.report import figures, measures, tables
-from experiments.report.collect import DIVERGED, SOLVED, SPENT, UNFINISHED, Run, collect
+from experiments.report.collect import Run, collect
 from experiments.report.figures import Figure
+from experiments.runs import Status
+from gru_jax import output
 
 PAGE, TABLE = "index.html", "table.md"
 
 
 class Section(NamedTuple):
-    """What the page says about one task."""
+    """The section of the page on one task."""
 
     task: tasks.Task
     baselines: str
@@ -27,10 +29,10 @@ def write(runs: Path, out: Path | None = None) -> Path:
     """Writes the report on a folder of runs. The same runs give the same files, byte for byte.
 
     Args:
-      runs: a folder that holds run folders, at any depth, or is one. Unfinished runs are shown as such; folders that
-        cannot be read are named on the page, with the reason.
-      out: where to write index.html, which needs no other file, the figures as PNG and table.md; by default the folder
-        "report" in `runs`. Each file is replaced in one step, the page last, after all of them could be made.
+      runs: a run folder, or a folder that holds run folders at any depth. Unfinished runs are shown as unfinished;
+        folders that cannot be read are named on the page, with the reason.
+      out: the folder for index.html, which needs no other file, the figures as PNG, and table.md; by default "report"
+        in `runs`. All files are made before the first is written, the page last; each is replaced in one step.
 
     Returns:
       The path of the page.
@@ -46,7 +48,7 @@ def write(runs: Path, out: Path | None = None) -> Path:
         name=runs.resolve().name,
         found=found,
         broken=broken,
-        not_ended=[(run, tables.standing(run)) for run in found if run.status in (UNFINISHED, DIVERGED)],
+        not_ended=[(run, tables.standing(run)) for run in found if run.status in (Status.UNFINISHED, Status.DIVERGED)],
         counts=_counts(found, len(broken)),
         overview=tables.overview(found),
         sections=sections,
@@ -56,7 +58,7 @@ def write(runs: Path, out: Path | None = None) -> Path:
     pages |= {TABLE: _encoded(tables.markdown(found)), PAGE: _encoded(page)}
     out.mkdir(parents=True, exist_ok=True)
     for name, content in pages.items():
-        files.replace(out / name, content)
+        output.write_file(out / name, content)
     return out / PAGE
 
 
@@ -74,20 +76,20 @@ def _section(group: Sequence[Run], style: Any) -> Section:
 
 
 def _counts(found: Sequence[Run], broken: int) -> str:
-    """How many runs there are of each status.
+    """The number of runs of each status.
 
     >>> _counts([], 2)
     '0 runs; 2 folders cannot be read'
     """
     statuses = [run.status for run in found]
-    counts = [(statuses.count(status), status) for status in (SOLVED, SPENT, DIVERGED, UNFINISHED)]
+    counts = [(statuses.count(status), status) for status in Status]
     parts = ", ".join(f"{count} {status}" for count, status in counts if count)
     text = f"{len(found)} run{'s' * (len(found) != 1)}" + f": {parts}" * bool(parts)
     return text + f"; {broken} folder{'s' * (broken > 1)} cannot be read" * bool(broken)
 
 
 def _render(**context: Any) -> str:
-    # Imported only here: the command line has to know `report` without it.
+    # Imported here because other commands do not need it.
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""What the command line of `report` can say."""
+"""The options of `report`."""
 
 import dataclasses
 from pathlib import Path
@@ -12,9 +12,9 @@ class Report:
     """Write a page on finished and unfinished runs: tables, learning curves, commands, published results."""
 
     runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS")]
-    """folder that holds run folders, at any depth, or is one"""
+    """a run folder, or a folder that holds run folders at any depth"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: RUNS/report)")] = None
-    """where to put index.html, the figures as PNG and table.md"""
+    """folder for index.html, the figures as PNG and table.md"""
 
     def check(self) -> None:
         """Raises ValueError that names the option as on the command line, if a value makes no sense."""

@@ -7,18 +7,20 @@ from typing import NamedTuple
 
 from experiments import tasks
 from experiments.report import measures
-from experiments.report.collect import DIVERGED, Run
+from experiments.report.collect import Run
 from experiments.report.measures import NOTHING, Measure
+from experiments.runs import Status
+from gru_jax import output
 
 
 class Entry(NamedTuple):
     """One run in the table of cells × tasks.
 
     Attributes:
-      note: what tells it from another run in the same place.
+      note: the settings that distinguish it from other runs in the same place.
       median: of the metric over seeds.
       range: of the metric over seeds; "" for one seed.
-      seeds: how many are solved, or how the run stands.
+      seeds: the number of seeds that solved the task, or how the run stands.
       met: whether all seeds meet the criterion.
     """
 
@@ -42,7 +44,7 @@ class Overview(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One run in the table of its task; medians are paired with ranges."""
+    """One run in the table of its task; each median comes with its range."""
 
     run: Run
     units: str
@@ -90,13 +92,15 @@ def row(run: Run) -> Row:
 
 
 def shown(task: tasks.Task) -> list[Measure]:
-    """The metrics that the table of a task shows: the one that it is judged by, and its loss."""
+    """The metrics in the table of a task: that of the criterion, and the loss."""
     metric = measures.main(task)
     return [metric] if metric.name == "loss" else [metric, Measure(task, "loss")]
 
 
 def published(task: tasks.Task, length: int) -> list[str]:
-    """Published results at this length; if there are none, those at other lengths. Only other metrics are named.
+    """Published results at this length; if there are none, those at other lengths.
+
+    A metric is named if it is not that of the criterion.
 
     >>> published(tasks.get("adding"), 600)
     ['5.3e-5 at T = 600']
@@ -109,7 +113,7 @@ def published(task: tasks.Task, length: int) -> list[str]:
 
 
 def baselines(task: tasks.Task, lengths: Iterable[int]) -> str:
-    """The trivial baseline at these lengths, once if it is the same at all.
+    """The trivial baseline at these lengths; given once if it is the same at all of them.
 
     >>> baselines(tasks.get("adding"), (100, 200))
     '0.1667'
@@ -124,17 +128,17 @@ def baselines(task: tasks.Task, lengths: Iterable[int]) -> str:
 
 
 def steps_to_solve(run: Run) -> tuple[str, str]:
-    """Median and range over seeds, where an unsolved seed counts as more than the budget."""
+    """The steps to solve the task: median and range over seeds, where an unsolved seed counts as infinitely many."""
     if run.solved_at is None:
         return NOTHING, ""
-    never = DIVERGED if run.status == DIVERGED else f"> {run.budget:,}"
+    never = run.status if run.status == Status.DIVERGED else f"> {run.budget:,}"
     steps = measures.spread([math.inf if at is None else at for at in run.solved_at])
     median, low, high = (never if math.isinf(bound) else f"{bound:,.10g}" for bound in steps)
     return median, f"{low} to {high}" if low != high else ""
 
 
 def standing(run: Run) -> str:
-    """How a run stands that is unfinished or has diverged."""
+    """How a run stands, if it is unfinished or has diverged."""
     if run.summary is None:
         return f"unfinished, at step {run.step:,} of {run.budget:,}"
     checkpoint = run.summary.get("last_good_checkpoint")
@@ -143,10 +147,10 @@ def standing(run: Run) -> str:
 
 
 def markdown(found: Iterable[Run]) -> str:
-    """The runs as a Markdown table, padded so that it reads as text."""
+    """The runs as a Markdown table."""
     columns = ["task", "T", "cell, init", "units", "parameters", "solved", "metric", "median", "range"]
     columns += ["steps to solve", "beyond", "wall time", "published", "command"]
-    lines = []
+    rows = [columns]
     for each in map(row, found):
         run = each.run
         steps = _with_range(*each.steps)
@@ -154,17 +158,12 @@ def markdown(found: Iterable[Run]) -> str:
         cells = [run.task.name, str(run.length), run.label, each.units, each.parameters, each.seeds]
         cells += [" / ".join(filter(None, column)) or NOTHING for column in zip(*each.measured, strict=True)]
         cells += [steps, beyond or NOTHING, each.time, "; ".join(each.published) or NOTHING, f"`{run.command}`"]
-        lines.append([cell.replace("|", "\\|").replace("\n", " ") for cell in cells])
-    widths = [max(map(len, cells)) for cells in zip(columns, *lines, strict=True)]
-    dashes = ["-" * width for width in widths]
-    return "".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |\n"
-        for cells in (columns, dashes, *lines)
-    )
+        rows.append([cell.replace("|", "\\|").replace("\n", " ") for cell in cells])
+    return output.table(rows, markdown=True) + "\n"
 
 
 def made_with(found: Iterable[Run]) -> Mapping[str, int]:
-    """Versions and platforms, and how many runs were made with them."""
+    """The number of runs for each set of versions and platform."""
     return collections.Counter(
         ", ".join(f"{name} {value}" for name, value in run.made_with.items()) or "not recorded" for run in found
     )
@@ -176,8 +175,8 @@ def _with_range(median: str, bounds: str) -> str:
 
 def _entry(run: Run) -> Entry:
     metric = measures.main(run.task)
-    if run.status == DIVERGED:
-        return Entry(run.note, DIVERGED, f"after step {run.step:,}", _seeds(run), met=False)
+    if run.status == Status.DIVERGED:
+        return Entry(run.note, run.status, f"after step {run.step:,}", _seeds(run), met=False)
     return Entry(run.note, *metric.spread_text(run.last(metric.name)), _seeds(run), _met(run))
 
 
@@ -185,7 +184,7 @@ def _seeds(run: Run) -> str:
     if run.solved_at is None:
         return f"unfinished, step {run.step:,}"
     solved = f"{sum(at is not None for at in run.solved_at)}/{len(run.solved_at)} solved"
-    return f"{solved}, {DIVERGED}" if run.status == DIVERGED else solved
+    return f"{solved}, {run.status}" if run.status == Status.DIVERGED else solved
 
 
 def _met(run: Run) -> bool:

@@ -1,9 +1,9 @@
-"""Tasks by name: what `python -m experiments train NAME` trains on. One file a family."""
+"""Tasks by name, as in `python -m experiments train NAME`; one file for each family."""
 
 from experiments.names import lookup
 from experiments.tasks.adding import Adding, Adding1997, AddingAnywhere, Multiplication
 from experiments.tasks.association import MQAR, Induction
-from experiments.tasks.base import Batch, Metrics, Recipe, Reference, Task
+from experiments.tasks.base import Batch, Criterion, Metrics, Recipe, Reference, Task
 from experiments.tasks.copy import Copy, CopyVariable, Denoise
 from experiments.tasks.digits import Digits, PermutedDigits
 from experiments.tasks.flip_flop import FlipFlop
@@ -14,7 +14,7 @@ from experiments.tasks.selective_copy import SelectiveCopy
 from experiments.tasks.sequence_classes import Latch, TemporalOrder, TemporalOrder3
 from experiments.tasks.warp import TimeWarp, UniformTimeWarp
 
-__all__ = ["TASKS", "Batch", "Metrics", "Recipe", "Reference", "Task", "get"]
+__all__ = ["TASKS", "Batch", "Criterion", "Metrics", "Recipe", "Reference", "Task", "get"]
 
 _FAMILIES: tuple[tuple[Task, ...], ...] = (
     (Adding(), AddingAnywhere(), Adding1997(), Multiplication()),

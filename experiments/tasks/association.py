@@ -1,4 +1,4 @@
-"""Associative recall: what came with this token before? Multi-query associative recall and induction heads.
+"""Associative recall: which token came with this one before? Multi-query associative recall and induction heads.
 
 Arora et al., Zoology: measuring and improving recall in efficient language models, 2023 (arXiv:2312.04927).
 Olsson et al., In-context learning and induction heads, 2022 (arXiv:2209.11895); here in the form of Gu & Dao, Mamba,
@@ -17,7 +17,7 @@ from experiments.tasks.symbolic import Symbolic, last_step, one_hot
 PAIRS = 4
 KEYS = "abcdefghijklmnop"
 VALUES = KEYS.upper()
-# Of the distribution of the gaps between the pairs and the queries.
+# Exponent of the distribution of the gaps between the pairs and the queries.
 POWER = 0.01
 
 ORDINARY = "abcdefghijklmno"
@@ -26,13 +26,13 @@ SPECIAL = len(ORDINARY)
 
 @dataclasses.dataclass(frozen=True)
 class MQAR(Symbolic):
-    """Four pairs of a key and a value, then N − 8 steps that show every key once more, where its value is due.
+    """Four pairs of a key and a value, then N − 8 steps that show every key once more; its value is the target there.
 
     Inputs are one-hot over 33 categories: 0 the filler, 16 keys, 16 values (Zoology has 8192 tokens). Keys are drawn
-    without replacement, so are values. A query is at an even distance 2g behind the pairs, the rest is filler; the
-    distances of the four keys are drawn without replacement with P(g) ∝ (g + 1)^(a − 1), a = 0.01, as repeated word
-    pairs are spaced in text. The loss counts the four queries alone. A query by itself says nothing about its value,
-    one of 16: ln 16.
+    without replacement, and so are values. A query comes at an even distance 2g after the pairs; other steps show the
+    filler. The distances of the four keys are drawn without replacement with P(g) ∝ (g + 1)^(a − 1), a = 0.01, which is
+    how repeated word pairs are spaced in text. The loss counts the four queries alone. A query tells nothing about its
+    value, one of 16, so the loss without memory is ln 16.
 
     >>> task = MQAR()
     >>> batch = task.sample(jax.random.key(0), batch=1, length=32)
@@ -55,11 +55,11 @@ class MQAR(Symbolic):
         key_keys, key_values, key_gaps = jax.random.split(key, 3)
 
         def distinct(key: jax.Array, size: int) -> jax.Array:
-            """PAIRS of the numbers below `size`, in random order, (PAIRS, B)."""
+            """PAIRS different numbers below `size`, in random order, (PAIRS, B)."""
             return jax.random.uniform(key, (size, batch), jnp.float32).argsort(axis=0)[:PAIRS].astype(jnp.int32)
 
         keys, values = distinct(key_keys, len(KEYS)), distinct(key_values, len(VALUES))
-        # The largest of log P + Gumbel noise are a draw without replacement (Gumbel top-k).
+        # Gumbel top-k: the largest values of log P plus Gumbel noise are a sample without replacement.
         slots = (length - 2 * PAIRS) // 2
         log_p = (POWER - 1) * jnp.log(jnp.arange(1, slots + 1, dtype=jnp.float32))
         noisy = log_p[:, None] + jax.random.gumbel(key_gaps, (slots, batch), jnp.float32)
@@ -77,11 +77,11 @@ class MQAR(Symbolic):
 
 @dataclasses.dataclass(frozen=True)
 class Induction(Symbolic):
-    """Random tokens, one of them special; the special one again at the end: which token followed it the first time?
+    """Random tokens, and a special one that comes twice, the second time at the end: which token followed the first?
 
-    Inputs are one-hot over 16 categories: 0–14 ordinary tokens, 15 the special one, first at a uniformly random step
-    from the first to the last but two, then at the last. The answer, an ordinary token, is due at the last step, and
-    the loss counts nothing else. Each of the 15 is as likely, whatever the step shows: ln 15.
+    Inputs are one-hot over 16 categories: 0–14 ordinary tokens, 15 the special one. It comes first at a uniformly
+    random step up to the last but two, then at the last step. The target of the last step is the token after its first
+    occurrence, an ordinary one; the loss counts no other step. All 15 are equally likely: without memory ln 15.
 
     >>> task = Induction()
     >>> batch = task.sample(jax.random.key(0), batch=1, length=16)

@@ -9,12 +9,11 @@ Gated orthogonal recurrent units: on learning to forget, Neural Computation 31(4
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from experiments.tasks.base import Batch, Metrics, Recipe, Reference, Task, accuracy, cross_entropy
+from experiments.tasks.base import Batch, Criterion, Metrics, Recipe, Reference, Task, accuracy, cross_entropy
 
 SYMBOLS = 8
 BLANK = 8
@@ -24,16 +23,16 @@ RECALLED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Recall(Task):
-    """Ten symbols out of eight are shown somewhere; after a delimiter they are due, in order.
+    """Ten symbols from an alphabet of eight are shown; after a delimiter they must be recalled in order.
 
-    Inputs are one-hot over ten categories, 0–7 the symbols, 8 the blank, 9 the delimiter; targets are categories,
-    blanks but for the ten symbols. The loss is the cross-entropy per step in nats, over all S steps. Knowing when to
-    answer but not what gives 10 ln 8 / S. Steps where a blank is due are trivially right, so the criterion counts the
-    ten recalled ones alone.
+    Inputs are one-hot over ten categories: 0–7 the symbols, 8 the blank, 9 the delimiter. Targets are categories too,
+    blanks but for the ten symbols. The loss is the cross-entropy per step in nats, over all S steps. A model that knows
+    when to answer but not what has a loss of 10 ln 8 / S. Blanks are trivial to get right, so the criterion counts the
+    ten recalled symbols alone.
     """
 
     loss_name = "cross-entropy per step (nats)"
-    criterion = "accuracy on the ten recalled symbols > 0.99"
+    criterion = Criterion("accuracy on the ten recalled symbols > 0.99", "recall_accuracy", 0.99, higher_is_better=True)
     in_features = SYMBOLS + 2
     out_features = SYMBOLS + 2
     recipe = Recipe(length=50, steps=30_000, hidden=128, batch=16, learning_rate=3e-3)
@@ -51,9 +50,6 @@ class Recall(Task):
         recalled = batch._replace(weights=(batch.targets != BLANK).astype(jnp.float32))
         return {"loss": self.loss(outputs, batch), "recall_accuracy": accuracy(outputs, recalled)}
 
-    def solved(self, metrics: Mapping[str, float]) -> bool:
-        return metrics["recall_accuracy"] > 0.99
-
     def show(self, batch: Batch) -> str:
         glyphs = "01234567.:"  # eight symbols, the blank, the delimiter
         shown = batch.inputs[:, 0].argmax(axis=-1).tolist()
@@ -65,7 +61,7 @@ class Recall(Task):
         )
 
     def _batch(self, symbols: jax.Array, slots: jax.Array, delimiter: jax.Array | int, length: int) -> Batch:
-        """Symbols (10, B), shown at the steps `slots`, (10, B) or (10, 1), due after the `delimiter`'s, () or (B,)."""
+        """Symbols (10, B), shown at the steps `slots`, (10, B) or (10, 1); targets after `delimiter`, () or (B,)."""
         sequence = jnp.arange(symbols.shape[1], dtype=jnp.int32)
         blanks = jnp.full((self.steps(length), sequence.size), BLANK, jnp.int32)
         shown = blanks.at[slots, sequence].set(symbols).at[delimiter, sequence].set(DELIMITER)
@@ -77,7 +73,7 @@ class Recall(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Recall):
-    """Ten symbols out of eight, T − 1 blanks, a delimiter, ten blanks: at those last ten, recall the symbols.
+    """Ten symbols, T − 1 blanks, a delimiter, ten blanks: recall the symbols at the last ten steps.
 
     The encoding, the loss over all T + 20 steps and the baseline, 10 ln 8 / (T + 20), are those of `Recall`.
 
@@ -103,11 +99,11 @@ class Copy(Recall):
 
 @dataclasses.dataclass(frozen=True)
 class CopyVariable(Recall):
-    """Ten symbols out of eight, 1 to T blanks, a delimiter: recall the symbols at the ten steps after it.
+    """Ten symbols, 1 to T blanks, a delimiter: recall the symbols at the ten steps after it.
 
-    Unlike in `Copy`, a clock does not tell when to answer. The number of blanks is uniform (as in Tallec & Ollivier,
-    Can recurrent neural networks warp time?, ICLR 2018, section 3). All sequences have T + 21 steps, as many as the
-    longest gap takes; after the ten symbols, blanks are due again, and count. Baseline: 10 ln 8 / (T + 21).
+    Unlike in `Copy`, counting steps does not tell when to answer. The number of blanks is uniform (as in Tallec &
+    Ollivier, Can recurrent neural networks warp time?, ICLR 2018, section 3). All sequences have the T + 21 steps of
+    the longest gap; the targets after the ten symbols are blanks, and count. Baseline: 10 ln 8 / (T + 21).
 
     >>> task = CopyVariable()
     >>> print(task.show(task.sample(jax.random.key(0), batch=1, length=5)))
@@ -131,11 +127,11 @@ class CopyVariable(Recall):
 
 @dataclasses.dataclass(frozen=True)
 class Denoise(Recall):
-    """Ten symbols out of eight among T − 10 blanks, a delimiter, ten blanks: at those last ten, recall the symbols.
+    """Ten symbols among T − 10 blanks, a delimiter, ten blanks: recall the symbols at the last ten steps.
 
-    The blanks are the noise, which has to be ignored: which ten of the first T steps hold symbols is drawn without
-    replacement, every choice being equally likely. (The authors' code draws with replacement, so that symbols are lost
-    but due all the same; and it has nine symbols.) Baseline: 10 ln 8 / (T + 11).
+    The blanks are the noise, which must be ignored. The ten steps with symbols are drawn without replacement from the
+    first T; all choices are equally likely. (The authors' code draws with replacement, so that some symbols are
+    overwritten but must be recalled all the same; and it has nine symbols.) Baseline: 10 ln 8 / (T + 11).
 
     >>> task = Denoise()
     >>> print(task.show(task.sample(jax.random.key(0), batch=1, length=20)))
@@ -160,7 +156,7 @@ class Denoise(Recall):
 
 
 def _symbols(key: jax.Array, batch: int) -> jax.Array:
-    """(10, B) int32."""
+    """Random symbols, (10, B) int32."""
     return jax.random.randint(key, (RECALLED, batch), 0, SYMBOLS, jnp.int32)
 
 

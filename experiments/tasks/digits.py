@@ -1,4 +1,4 @@
-"""Real data: scikit-learn's handwritten digits, read pixel by pixel.
+"""Real data: scikit-learn's handwritten digits, one pixel at a time.
 
 Alpaydin & Kaynak, Optical recognition of handwritten digits, UCI Machine Learning Repository, 1998, as in
 `sklearn.datasets.load_digits`; as sequences like the pixels of MNIST in Le, Jaitly & Hinton, A simple way to initialize
@@ -7,27 +7,26 @@ recurrent networks of rectified linear units, 2015 (arXiv:1504.00941), section 4
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.tasks.base import Batch, Metrics, Recipe, Task, accuracy, cross_entropy
+from experiments.tasks.base import Batch, Criterion, Metrics, Recipe, Task, accuracy, cross_entropy
 from experiments.tasks.symbolic import last_step
 
 SIDE = 8
 PIXELS = SIDE * SIDE
 CLASSES = 10
-# One image in five is for the test.
+# One image in five belongs to the test set.
 FOLDS = 5
 
 
 @functools.cache
 def split() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """The images, (N, 64) float32 in [0, 1], and classes, (N,) int32, to train on, N = 1437, and to test on, N = 360.
+    """The training set, N = 1437, and the test set, N = 360: images (N, 64) float32 in [0, 1], classes (N,) int32.
 
-    Classes are as frequent in both, to one image; the split and the order of the test set are fixed.
+    Classes are equally frequent in both, to one image. The split and the order of the test set are fixed.
 
     Raises:
       ModuleNotFoundError: without scikit-learn.
@@ -38,7 +37,7 @@ def split() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray
         message = "the digits tasks need scikit-learn: pip install 'gru_jax[experiments]'"
         raise ModuleNotFoundError(message, name=error.name) from error
     pixels, classes = load_digits(return_X_y=True)
-    # RandomState, not default_rng: NumPy promises that its streams never change.
+    # RandomState, not default_rng: NumPy guarantees that its streams never change.
     random = np.random.RandomState(0)
     order = random.permutation(len(classes))
     by_class = order[np.argsort(classes[order], kind="stable")]
@@ -51,12 +50,12 @@ def split() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Digits(Task):
-    """The 64 pixels of an 8 × 8 image, row by row, one gray value in [0, 1] a step; the digit is due at the last.
+    """The 64 pixels of an 8 × 8 image, row by row, a gray value in [0, 1] at each step; the digit is the last target.
 
-    Of 1797 images, 1437 are to train on, drawn with replacement, and 360 to test on: `test` goes through these in a
-    fixed order, whatever the key, so an evaluation of 360 sequences is the whole test set once. The loss is the
-    cross-entropy at the last step. Knowing nothing gives ln 10 = 2.303; the last pixel, all that a predictor without
-    memory sees, leaves the entropy of the digit given that pixel, 2.208 by the frequencies of all 1797 images.
+    Training draws from 1437 images with replacement. `test` goes through the other 360 in a fixed order, whatever the
+    key, so that an evaluation of 360 sequences sees the whole test set once. The loss is the cross-entropy at the last
+    step. Without any input it is ln 10 = 2.303. A predictor without memory sees the last pixel alone; the entropy of
+    the digit given that pixel is 2.208, by the frequencies in all 1797 images.
 
     >>> task = Digits()
     >>> batch = task.test(jax.random.key(0), batch=1, length=64, first=0)
@@ -76,7 +75,7 @@ class Digits(Task):
     summary = "classify a handwritten digit, pixel by pixel"
     paper = "UCI Optical recognition of handwritten digits, 1998; pixel by pixel as in Le et al. 2015, arXiv:1504.00941"
     loss_name = "cross-entropy per image (nats)"
-    criterion = "test accuracy >= 0.95"
+    criterion = Criterion("test accuracy >= 0.95", "accuracy", 0.95, higher_is_better=True, inclusive=True)
     in_features = 1
     out_features = CLASSES
     min_length = PIXELS
@@ -84,7 +83,7 @@ class Digits(Task):
     recipe = Recipe(length=PIXELS, steps=3_000, hidden=128, batch=120, learning_rate=2e-3, init="default")
 
     def pixels(self) -> np.ndarray:
-        """Which pixel each step shows, (64,) int."""
+        """The index of the pixel at each step, (64,) int."""
         return np.arange(PIXELS)
 
     def sample(self, key: jax.Array, batch: int, length: int) -> Batch:
@@ -113,9 +112,6 @@ class Digits(Task):
     def metrics(self, outputs: jax.Array, batch: Batch) -> Metrics:
         return {"loss": self.loss(outputs, batch), "accuracy": accuracy(outputs, batch)}
 
-    def solved(self, metrics: Mapping[str, float]) -> bool:
-        return metrics["accuracy"] >= 0.95
-
     def show(self, batch: Batch) -> str:
         rows = batch.inputs[:, 0, 0].reshape(SIDE, SIDE)
         glyphs = ".:-=+*#%@"
@@ -125,9 +121,9 @@ class Digits(Task):
 
 @dataclasses.dataclass(frozen=True)
 class PermutedDigits(Digits):
-    """The same with the pixels in a fixed random order, so that neighbours in the image are far apart in time.
+    """`Digits` with the pixels in a fixed random order, so that neighbours in the image are far apart in time.
 
-    The last pixel is another one, which says more about the digit: the entropy that it leaves is 1.960.
+    The last pixel is a different one, and tells more about the digit: the entropy of the digit given it is 1.960.
     """
 
     name = "digits-permuted"

@@ -5,12 +5,11 @@ Computation 25(3), 2013, section 4.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from experiments.tasks.base import Batch, Metrics, Recipe, Task, squared_error
+from experiments.tasks.base import Batch, Criterion, Metrics, Recipe, Task, squared_error
 
 BITS = 3
 PULSE = 0.1
@@ -18,12 +17,12 @@ PULSE = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class FlipFlop(Task):
-    """Three channels carry pulses of +1 or −1, and 0 between them; each output is the last pulse of its channel.
+    """Three channels carry pulses of +1 or −1, and 0 between them; the target is the last pulse of each channel.
 
-    A pulse comes with probability p = 0.1 at every step, in every channel by itself, and in all at the first step, so
-    that there always is a last one; its sign is fair. Targets are ±1 at every step. The loss is the squared error, the
-    mean of the three outputs (no factor ½). Without memory the present pulse can be repeated, and 0 is best between
-    pulses, with error 1: (1 − p)(T − 1)/T.
+    A pulse comes with probability p = 0.1 at every step, independently in every channel, and always at the first step,
+    so that there is a last one; both signs are equally likely. Targets are ±1 at every step. The loss is the squared
+    error, averaged over the three outputs, without a factor ½. A predictor without memory repeats a pulse that it sees
+    and answers 0 otherwise, with error 1: (1 − p)(T − 1)/T.
 
     >>> task = FlipFlop()
     >>> batch = task.sample(jax.random.key(0), batch=1, length=30)
@@ -40,7 +39,8 @@ class FlipFlop(Task):
     summary = "hold the sign of the last pulse in each of three channels"
     paper = "Sussillo & Barak, Neural Computation 25(3), 2013"
     loss_name = "mean squared error"
-    criterion = "evaluation mean squared error < 0.01"
+    criterion = Criterion("evaluation mean squared error < 0.01", "loss", 0.01)
+    scores = ("recall_accuracy",)
     in_features = BITS
     out_features = BITS
     min_length = 2
@@ -63,13 +63,10 @@ class FlipFlop(Task):
         return squared_error(outputs, batch) / BITS
 
     def metrics(self, outputs: jax.Array, batch: Batch) -> Metrics:
-        held = batch.inputs == 0
-        right = (jnp.sign(outputs) == batch.targets) & held
-        recall = right.sum().astype(jnp.float32) / jnp.maximum(held.sum(), 1).astype(jnp.float32)
+        between = batch.inputs == 0  # the steps that need memory
+        right = (jnp.sign(outputs) == batch.targets) & between
+        recall = right.sum().astype(jnp.float32) / jnp.maximum(between.sum(), 1).astype(jnp.float32)
         return {"loss": self.loss(outputs, batch), "recall_accuracy": recall}
-
-    def solved(self, metrics: Mapping[str, float]) -> bool:
-        return metrics["loss"] < 0.01
 
     def show(self, batch: Batch) -> str:
         glyphs = {0: ".", 1: "+", -1: "-"}

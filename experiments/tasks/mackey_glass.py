@@ -1,4 +1,4 @@
-"""Forecasting a chaotic series, fifteen steps ahead.
+"""Forecast a chaotic series, fifteen steps ahead.
 
 Mackey & Glass, Oscillation and chaos in physiological control systems, Science 197, 1977; as a benchmark with τ = 17 in
 Jaeger & Haas, Science 304, 2004, and fifteen steps ahead in Voelker, Kajić & Eliasmith, Legendre memory units, NeurIPS
@@ -7,39 +7,39 @@ Jaeger & Haas, Science 304, 2004, and fifteen steps ahead in Voelker, Kajić & E
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.tasks.base import Batch, Metrics, Recipe, Task, squared_error
+from experiments.tasks.base import Batch, Criterion, Metrics, Recipe, Task, squared_error
 
 BETA, GAMMA, POWER, DELAY = 0.2, 0.1, 10, 17
 AHEAD = 15
-# Delays that pass before a sequence begins, so that it is on the attractor; and by how many more that is drawn, two of
-# the series' periods, so that sequences begin in any phase.
+# A sequence begins after so many delays, when it is on the attractor, and a random part of PHASE more, which are about
+# two periods of the series, so that sequences begin in any phase.
 TRANSIENT, PHASE = 12, 6
-# Of x on the attractor, from 10⁷ values; and the share of its variance that the value of 15 steps before leaves open.
+# Mean and deviation of x on the attractor, and the share of its variance that is left given x 15 steps before: from 10⁷
+# values.
 MEAN, DEVIATION, MEMORYLESS = 0.930, 0.226, 0.823
-# x is a multiple of 1/GRID. What it is computed from has 15 bits after the point, too: so the sums of products, which
-# stay below 1.5, fit into an int32.
+# x is a multiple of 1/GRID. The tables that it is computed from have 15 fractional bits, too, so that sums of products,
+# which stay below 1.5, fit into an int32.
 GRID = 2**15
 
 
 @dataclasses.dataclass(frozen=True)
 class MackeyGlass(Task):
-    """Each step shows x(t) of the Mackey-Glass equation with τ = 17; x(t + 15) is due, at every step from the 18th on.
+    """Each step shows x(t) of the Mackey-Glass equation with τ = 17; the target is x(t + 15), from the 18th step on.
 
     One step is one unit of time. Values are standardised by the mean and deviation on the attractor, so that the mean
-    squared error is the one over the variance of the series, and its root, "nrmse", the normalised root-mean-square
-    error. The first 17 steps weigh nothing, as less than a whole delay of the series has been seen, which is the state
-    that the future depends on. Every sequence has its own random past, 18 values uniform in [0.4, 1.4), integrated for
-    204 to 305 units before it begins: training and evaluation are different trajectories. Data are the same, bit for
-    bit, on every machine and however they are drawn; see `advance`.
+    squared error is relative to the variance of the series, and its root, "nrmse", is the normalised root-mean-square
+    error. The first 17 steps have no weight: the future depends on a whole delay of the series, which has not been seen
+    then. Every sequence has its own random past, 18 values uniform in [0.4, 1.4), integrated for 204 to 305 units
+    before it begins, so that training and evaluation are different trajectories. The data is the same, bit for bit, on
+    every machine and for every batch size; see `advance`.
 
-    Always answering the mean gives 1. That knows not even the present value; the best predictor without memory does,
-    and has E[Var(x(t + 15) | x(t))] / Var(x) = 0.823, found by regression on 10⁷ values.
+    The constant answer, the mean, has loss 1. The best predictor without memory sees x(t), and has the loss
+    E[Var(x(t + 15) | x(t))] / Var(x) = 0.823, found by regression on 10⁷ values.
 
     >>> task = MackeyGlass()
     >>> batch = task.sample(jax.random.key(0), batch=1, length=64)
@@ -52,7 +52,7 @@ class MackeyGlass(Task):
     summary = "forecast a chaotic series, 15 steps ahead"
     paper = "Mackey & Glass 1977; Voelker et al. 2019, NeurIPS (Legendre memory units)"
     loss_name = "mean squared error / variance"
-    criterion = "normalised root-mean-square error < 0.05"
+    criterion = Criterion("normalised root-mean-square error < 0.05", "nrmse", 0.05)
     in_features = 1
     out_features = 1
     min_length = DELAY + 1
@@ -79,9 +79,6 @@ class MackeyGlass(Task):
         loss = self.loss(outputs, batch)
         return {"loss": loss, "nrmse": jnp.sqrt(loss)}
 
-    def solved(self, metrics: Mapping[str, float]) -> bool:
-        return metrics["nrmse"] < 0.05
-
     def show(self, batch: Batch) -> str:
         """A digit for each step: 0 to 9 from two deviations below the mean to two above."""
 
@@ -98,7 +95,7 @@ def trajectories(past: jax.Array, delays: int) -> jax.Array:
 
     Args:
       past: x at t = −17, −16, … 0, (18, B) float32.
-      delays: how many delays to solve for.
+      delays: the duration, in delays.
 
     Returns:
       x at t = 1, 2, … 17 · delays, (17 · delays, B) float32.
@@ -115,14 +112,14 @@ def trajectories(past: jax.Array, delays: int) -> jax.Array:
 def advance(past: jax.Array) -> jax.Array:
     """x at the next 17 points, one unit apart, from the last 18: (18, B) float32 to (17, B) float32.
 
-    Within one delay the production, the first term, is known from the delay before, so the equation is linear there and
-    its solution a product with a constant matrix, exact for a production that is cubic between its points. That leaves
-    an error of up to 1.3e-4 a delay, that of the grid included.
+    Within one delay the first term, the production, is known from the delay before. So the equation is linear there,
+    and its solution is a product with a constant matrix, exact if the production is cubic between its points. The error
+    is up to 1.3e-4 per delay, that of the grid included.
 
-    The series is chaotic: in the 450 units of a sequence a relative error of 1e-7 in each delay grows to 6e-4
-    deviations, and to as much as the series itself in some thousands. Floating-point sums of 18 terms differ by so much
-    with the processor's vectors and the shape of the batch. So the arithmetic is of integers, which knows no rounding
-    but its own, and x lies on a grid: what moves it by less than half of 1/GRID is gone when the next delay begins.
+    The series is chaotic: over the 450 units of a sequence a relative error of 1e-7 in each delay grows to 6e-4
+    deviations, and over some thousands of units to the size of the series. Floating-point sums of 18 terms differ by
+    that much between processors and batch sizes. So the arithmetic is done in integers, whose sums are exact, and x
+    lies on a grid: deviations of less than half of 1/GRID vanish at the end of each delay.
     """
     decay, kernel, production = (jnp.asarray(table) for table in _tables())
     x = jnp.round(past * GRID).astype(jnp.int32)
@@ -132,10 +129,10 @@ def advance(past: jax.Array) -> jax.Array:
 
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x at 17 points is decay · x(0) + kernel @ production at 18 points; all int32, in units of 1/GRID.
+    """The tables of x = decay · x(0) + kernel @ production, for x at 17 points and the production at 18.
 
     Returns:
-      decay (17,), kernel (17, 18), and the production by x, (2 · GRID,).
+      decay (17,), kernel (17, 18), and the production as a function of x, (2 · GRID,); int32, in units of 1/GRID.
     """
     x = np.arange(2 * GRID) / GRID
     lag = np.subtract.outer(np.arange(1, DELAY + 1), np.arange(1, DELAY + 1))
@@ -146,9 +143,9 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _one_unit() -> np.ndarray:
-    """(17, 18): what the production at 18 points adds to x over each of the 17 units between them.
+    """The contribution of the production at 18 points to x over each of the 17 units between them, (17, 18).
 
-    ∫ e^(−γ(1 − s)) p(s) ds over a unit, p being the cubic through the four points nearest to it.
+    It is ∫ e^(−γ(1 − s)) p(s) ds over a unit, where p is the cubic through the four nearest points.
     """
     weights = np.zeros((DELAY, DELAY + 1))
     nodes, shares = np.polynomial.legendre.leggauss(8)

@@ -1,4 +1,4 @@
-"""Regular languages, learned on short strings and asked about long ones: parity and cycle navigation.
+"""Regular languages, learned on short strings and tested on long ones: parity and cycle navigation.
 
 Delétang et al., Neural networks and the Chomsky hierarchy, ICLR 2023 (arXiv:2207.02098), section 4 and appendix A.
 """
@@ -9,28 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.tasks.base import Batch, Recipe, Reference
+from experiments.tasks.base import Batch, Criterion, Recipe, Reference
 from experiments.tasks.symbolic import Symbolic, last_step, one_hot
 
 
 class Walk(Symbolic):
-    """Every symbol is a move on a cycle; where does the walk end? The answer is due at a sequence's own last step.
+    """Every symbol is a move on a cycle: where does the walk end? The answer is the target of a sequence's last step.
 
-    Training draws the number of moves uniformly from 1 to `length`, for each sequence; `test` has exactly `length`.
-    Inputs are one-hot moves, drawn uniformly, and zeros behind the end; the classes are the places on the cycle, from
-    where the walk begins.
+    For training, the number of moves of each sequence is uniform from 1 to `length`; for `test` it is `length`. Inputs
+    are one-hot moves, drawn uniformly, and zeros after the end. The classes are the positions on the cycle, counted
+    from the start of the walk.
 
-    The last move alone leaves the walk before it open, so the best that remembers nothing has the entropy of the place
-    after `length` − 1 moves; that is ln `size` unless the walk is too short to reach every place.
+    A predictor without memory sees the last move alone, so its loss is the entropy of the position after `length` − 1
+    moves. That is ln `size`, unless the walk is too short to reach every position.
 
     Attributes:
-      moves: what each symbol adds to the place.
+      moves: the change of position for each symbol.
       size: of the cycle.
     """
 
     moves: tuple[int, ...]
     size: int
-    criterion = "accuracy > 0.99, at the lengths beyond the trained ones, too"
+    criterion = Criterion(
+        "accuracy > 0.99, at the lengths beyond the trained ones, too", "accuracy", 0.99, higher_is_better=True
+    )
     accuracy_name = "accuracy"
     generalises = True
     min_length = 2
@@ -43,7 +45,7 @@ class Walk(Symbolic):
         return self._walks(key, jnp.full((batch,), length, jnp.int32), length)
 
     def _walks(self, key: jax.Array, lengths: jax.Array, steps: int) -> Batch:
-        """Walks of `lengths` (B,) moves each; the targets are the places at every step."""
+        """Walks of `lengths` (B,) moves; the targets are the positions at every step."""
         symbols = jax.random.randint(key, (steps, lengths.shape[0]), 0, len(self.moves), jnp.int32)
         places = jnp.cumsum(jnp.asarray(self.moves, jnp.int32)[symbols], axis=0, dtype=jnp.int32) % self.size
         inside = jnp.arange(steps, dtype=jnp.int32)[:, None] < lengths
@@ -59,7 +61,7 @@ class Walk(Symbolic):
 
 @dataclasses.dataclass(frozen=True)
 class Parity(Walk):
-    """Is the number of b odd? A walk on two places: a stays, b moves on. Class 0 is even, 1 odd; baseline ln 2.
+    """Is the number of b odd? A walk on two positions: a stays, b moves. Class 0 is even, class 1 odd; baseline ln 2.
 
     >>> task = Parity()
     >>> batch = task.sample(jax.random.key(0), batch=1, length=40)
@@ -83,7 +85,8 @@ class Parity(Walk):
 
 @dataclasses.dataclass(frozen=True)
 class Cycle(Walk):
-    """Where on a cycle of five places do steps back, stays and steps forward end? Baseline ln 5, but for short walks.
+    """Where on a cycle of five does a walk of steps back, stays and steps forward end? Baseline ln 5, except for short
+    walks.
 
     >>> task = Cycle()
     >>> batch = task.sample(jax.random.key(0), batch=1, length=40)

@@ -1,7 +1,7 @@
-"""Repeat previous: say at every step what was shown k steps ago.
+"""Repeat previous: repeat at every step the symbol of k steps ago.
 
-Morad et al., POPGym: benchmarking partially observable reinforcement learning, ICLR 2023 (arXiv:2303.01859); here with
-the answers as targets in place of rewards.
+Morad et al., POPGym: benchmarking partially observable reinforcement learning, ICLR 2023 (arXiv:2303.01859); here the
+answers are supervised targets instead of rewards.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ ANSWERS = 48
 
 @dataclasses.dataclass(frozen=True)
 class RepeatPrevious(Symbolic):
-    """Every step shows one of four suits, one-hot; from step k + 1 on, the suit of k steps ago is due.
+    """Every step shows one of four suits, one-hot; from step k + 1 on, the target is the suit of k steps ago.
 
-    The length is k, and S = k + 48, so that there are 48 answers whatever k is: k = 4 has the 52 steps of POPGym's easy
-    level, whose medium and hard ones have k = 32 and 64. Suits are independent here, where POPGym deals decks: nothing
-    but memory helps, and the loss, over the answers alone, is ln 4 without it.
+    The length is k, and S = k + 48, so that there are 48 answers for every k. k = 4 has the 52 steps of POPGym's easy
+    level; its medium and hard levels have k = 32 and 64. Suits are independent here, while POPGym deals from decks, so
+    that the loss, which counts the answers alone, is ln 4 without memory.
 
     >>> task = RepeatPrevious()
     >>> batch = task.sample(jax.random.key(0), batch=1, length=4)

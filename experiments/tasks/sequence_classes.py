@@ -1,21 +1,21 @@
-"""Tell classes of sequences apart by a few elements that came long before the end.
+"""Classify sequences by a few elements that came long before the end.
 
-Hochreiter & Schmidhuber, Long short-term memory, Neural Computation 9(8), 1997: experiment 6 (section 5.6), where the
-order of two or three symbols tells; experiment 3a (section 5.3), the 2-sequence problem of Bengio, Simard & Frasconi,
-Learning long-term dependencies with gradient descent is difficult, IEEE Transactions on Neural Networks 5(2), 1994.
+Hochreiter & Schmidhuber, Long short-term memory, Neural Computation 9(8), 1997: experiment 6 (section 5.6), the order
+of two or three symbols; experiment 3a (section 5.3), the 2-sequence problem of Bengio, Simard & Frasconi, Learning
+long-term dependencies with gradient descent is difficult, IEEE Transactions on Neural Networks 5(2), 1994.
 
-Sequences have T to T + T // 10 steps; the class is due at a sequence's own last one.
+Sequences have T to T + T // 10 steps; the class is the target of a sequence's last step.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from experiments.tasks.base import (
     Batch,
+    Criterion,
     Metrics,
     Recipe,
     Reference,
@@ -23,7 +23,6 @@ from experiments.tasks.base import (
     answer_step,
     cross_entropy,
     shown_steps,
-    weighted_mean,
     weights_at,
 )
 
@@ -33,12 +32,12 @@ CLASSES = "QRSUVABC"
 
 @dataclasses.dataclass(frozen=True)
 class SequenceClass(Task):
-    """Which of K equally likely classes is this sequence?
+    """Classification of sequences into K equally likely classes.
 
-    The loss is the cross-entropy at the last step, in nats; knowing nothing, ln K. Hochreiter & Schmidhuber train
-    logistic outputs on the squared error, and an answer is correct if each is off its 0 or 1 by less than a tolerance.
-    Here the probabilities of the softmax are measured so. In experiment 6 they stop when the last 2,000 sequences are
-    correct and then find up to 3 of 2,560 wrong; that is what 99.9 % stands for here.
+    The loss is the cross-entropy at the last step, in nats; without memory ln K. Hochreiter & Schmidhuber train
+    logistic outputs with the squared error, and call an answer correct if each output is off by less than a tolerance;
+    here that is asked of the probabilities of the softmax. In experiment 6 they stop when the last 2,000 sequences are
+    correct, and then find up to 3 of 2,560 wrong; 99.9 % stands for that here.
     """
 
     loss_name = "cross-entropy (nats)"
@@ -56,21 +55,18 @@ class SequenceClass(Task):
     def metrics(self, outputs: jax.Array, batch: Batch) -> Metrics:
         due = jax.nn.one_hot(batch.targets, self.out_features, dtype=jnp.float32)
         right = (jnp.abs(jax.nn.softmax(outputs) - due) < self.tolerance).all(axis=-1)
-        correct = weighted_mean(right.astype(jnp.float32), batch.weights)
+        correct = jnp.average(right.astype(jnp.float32), weights=batch.weights)
         return {"loss": self.loss(outputs, batch), "correct": correct}
-
-    def solved(self, metrics: Mapping[str, float]) -> bool:
-        return metrics["correct"] > 0.999
 
 
 @dataclasses.dataclass(frozen=True)
 class TemporalOrder(SequenceClass):
-    """Two steps among many hold an X or a Y each: which came first, which second?
+    """Two of many steps show an X or a Y each: which came first, which second?
 
-    Inputs are one-hot over a, b, c, d, X, Y, E, B. A sequence starts with E, ends with B and is otherwise drawn from a,
-    b, c, d, but for an X or a Y at the steps t₁ and t₂. Steps are counted from 0; for T = 100, t₁ is uniform in 10 … 20
-    and t₂ in 50 … 60, and the windows scale with T. The four classes are XX → Q, XY → R, YX → S, YY → U; without
-    memory, ln 4.
+    Inputs are one-hot over a, b, c, d, X, Y, E, B. A sequence starts with E, ends with B, has an X or a Y at the steps
+    t₁ and t₂, and letters drawn from a, b, c, d elsewhere. Steps are counted from 0; for T = 100, t₁ is uniform in
+    10 … 20 and t₂ in 50 … 60, and the windows scale with T. The four classes are XX → Q, XY → R, YX → S, YY → U; the
+    loss without memory is ln 4.
 
     >>> task = TemporalOrder()
     >>> print(task.show(task.sample(jax.random.key(0), batch=1, length=20)))
@@ -81,7 +77,9 @@ class TemporalOrder(SequenceClass):
     name = "temporal-order"
     summary = "in which order did two symbols come?"
     paper = "Hochreiter & Schmidhuber 1997, section 5.6, experiment 6a"
-    criterion = "all probabilities off by < 0.3 on more than 99.9 % of the sequences"
+    criterion = Criterion(
+        "all probabilities off by < 0.3 on more than 99.9 % of the sequences", "correct", 0.999, higher_is_better=True
+    )
     in_features = len(CATEGORIES)
     out_features = 4
     min_length = 10
@@ -118,16 +116,16 @@ class TemporalOrder(SequenceClass):
         )
 
     def _windows(self, length: int) -> tuple[int, ...]:
-        """The earliest steps of the relevant symbols; they come up to T // 10 later."""
+        """The first steps of the windows of the relevant symbols; each window has T // 10 + 1 steps."""
         return length // 10, length // 2
 
 
 @dataclasses.dataclass(frozen=True)
 class TemporalOrder3(TemporalOrder):
-    """Three steps among many hold an X or a Y each: in which order?
+    """Three of many steps show an X or a Y each: in which order?
 
     As `TemporalOrder`, with t₁ in 10 … 20, t₂ in 33 … 43, t₃ in 66 … 76 for T = 100, and eight classes: XXX → Q,
-    XXY → R, XYX → S, XYY → U, YXX → V, YXY → A, YYX → B, YYY → C; without memory, ln 8.
+    XXY → R, XYX → S, XYY → U, YXX → V, YXY → A, YYX → B, YYY → C; the loss without memory is ln 8.
 
     >>> task = TemporalOrder3()
     >>> print(task.show(task.sample(jax.random.key(0), batch=1, length=20)))
@@ -150,8 +148,8 @@ class TemporalOrder3(TemporalOrder):
 class Latch(SequenceClass):
     """The 2-sequence problem: was the first number 1 or −1? Noise follows on the same channel.
 
-    The first step shows 1 for class 1 and −1 for class 0, every other step noise from a normal distribution of mean 0
-    and variance 0.2 (experiment 3a with N = 1 informative element). Without memory, ln 2.
+    The first step shows 1 for class 1 and −1 for class 0; every other step shows normal noise of mean 0 and variance
+    0.2 (experiment 3a with N = 1 informative element). The loss without memory is ln 2.
 
     >>> task = Latch()
     >>> print(task.show(task.sample(jax.random.key(0), batch=1, length=10)))
@@ -162,7 +160,9 @@ class Latch(SequenceClass):
     name = "latch"
     summary = "hold the sign of the first number against noise"
     paper = "Bengio et al. 1994; Hochreiter & Schmidhuber 1997, section 5.3, experiment 3a"
-    criterion = "probabilities off by < 0.2 on more than 99.9 % of the sequences"
+    criterion = Criterion(
+        "probabilities off by < 0.2 on more than 99.9 % of the sequences", "correct", 0.999, higher_is_better=True
+    )
     tolerance = 0.2
     in_features = 1
     out_features = 2

@@ -1,4 +1,4 @@
-"""Time warping: name the previous character, however long each one lasts.
+"""Time warping: name the previous character, however long each character lasts.
 
 Tallec & Ollivier, Can recurrent neural networks warp time?, ICLR 2018 (arXiv:1804.11188), section 3 and figure 2.
 """
@@ -18,13 +18,13 @@ WARPINGS = 5
 
 @dataclasses.dataclass(frozen=True)
 class TimeWarp(Symbolic):
-    """A text is read slowly, each character for 1 to w steps, by chance; at every step, the character before is due.
+    """Each character of a text lasts for a random number of steps, 1 to w; the target is the previous character.
 
-    The length is w, the maximum warping. Characters are one-hot, nine letters (the paper's tenth is a dummy, due before
-    there is a previous character; here the first character's steps weigh nothing), neighbours differ, and the number of
-    steps of each is uniform. Sequences are cut off at S = 5 w steps (the paper: 500 for every w up to 100).
+    The length is w, the maximum warping. Inputs are one-hot over nine letters; adjacent characters differ, and the
+    number of steps of each is uniform. (The paper has a tenth, a dummy, as the target during the first character; here
+    its steps have no weight.) Sequences are cut off at S = 5 w steps (in the paper at 500, for all w up to 100).
 
-    A step shows its own letter, which the one before is not, any of the other eight: ln 8.
+    A predictor without memory sees the present letter alone; the previous one is any of the other eight: ln 8.
 
     >>> task = TimeWarp()
     >>> batch = task.sample(jax.random.key(0), batch=1, length=8)
@@ -46,7 +46,7 @@ class TimeWarp(Symbolic):
         return WARPINGS * length
 
     def repeats(self, key: jax.Array, characters: int, batch: int, length: int) -> jax.Array:
-        """How many steps each character lasts, (characters, B) int32."""
+        """The number of steps of each character, (characters, B) int32."""
         return jax.random.randint(key, (characters, batch), 1, length + 1, jnp.int32)
 
     def sample(self, key: jax.Array, batch: int, length: int) -> Batch:
@@ -70,7 +70,7 @@ class TimeWarp(Symbolic):
 
 @dataclasses.dataclass(frozen=True)
 class UniformTimeWarp(TimeWarp):
-    """The same with every character lasting w steps, which a leaky RNN can learn, too.
+    """`TimeWarp` with w steps for every character, which a leaky RNN can learn, too.
 
     >>> task = UniformTimeWarp()
     >>> batch = task.sample(jax.random.key(0), batch=1, length=8)

@@ -70,7 +70,7 @@ def convert(args: argparse.Namespace) -> str:
             f"from     {source} ({reads}{others})",
             f"to       {target} ({writes})",
             "",
-            *_table(model, (str(source), found), (str(target), made)),
+            _table(model, (str(source), found), (str(target), made)),
             "",
             *_compare(model, again, writes),
         ]
@@ -121,17 +121,15 @@ def _describe(model: Model) -> str:
     )
 
 
-def _table(model: Model, source: tuple[str, Contents], target: tuple[str, Contents]) -> Iterable[str]:
-    """The lines of a table: for each layer and direction the tensors that were read, and those that were written."""
+def _table(model: Model, source: tuple[str, Contents], target: tuple[str, Contents]) -> str:
+    """A table: for each layer and direction the tensors that were read, and those that were written."""
     stack = model.stack
     rows = [("layer", "direction", source[0], target[0])]
     directions = ["forward", "backward"] if stack.bidirectional else ["reverse" if stack.reverse else "forward"]
     cells = itertools.product(range(stack.num_layers), directions)
     for (layer, direction), read, written in zip(cells, source[1].cells, target[1].cells, strict=True):
         rows += itertools.zip_longest([str(layer)], [direction], read, written, fillvalue="")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+    return output.table(rows)
 
 
 def _compare(model: Model, again: Model, writes: str) -> Iterable[str]:

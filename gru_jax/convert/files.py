@@ -5,14 +5,13 @@ import dataclasses
 import importlib
 import json
 import os
-import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from gru_jax import output
 from gru_jax.cells import GRU, Params
 from gru_jax.convert import activations, foreign
 from gru_jax.convert.torch import from_torch, prefixes
@@ -57,7 +56,7 @@ def save(path: _Path, model: Model) -> None:
         if value is not None
     }
     metadata = {"format": "gru_jax", "format_number": str(FORMAT), "stack": json.dumps(_to_json(stack))}
-    write(path, library("safetensors.numpy").save(tensors, metadata))
+    output.write_file(path, library("safetensors.numpy").save(tensors, metadata))
 
 
 def load(path: _Path) -> Model:
@@ -117,20 +116,6 @@ def load_torch_safetensors(path: _Path, prefix: str = "") -> Model:
                 f"{path} has no tensor under prefix {prefix!r}; prefixes of GRUs or LSTMs in it: {prefixes(names)}"
             )
         return from_torch({name: file.get_tensor(name) for name in under}, prefix=prefix)
-
-
-def write(path: _Path, data: bytes) -> None:
-    """Writes a file, which appears when it is complete and then replaces a file of the same name."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def library(name: str) -> Any:

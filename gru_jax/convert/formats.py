@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gru_jax import output
 from gru_jax.cells import Params
 from gru_jax.convert import files, foreign, onnx_graph, onnx_reader, onnx_writer, torch
 from gru_jax.models import Model
@@ -80,12 +81,12 @@ def guess(path: Path, exists: bool) -> str:
 
 def _write_torch(path: Path, model: Model, options: FormatOptions) -> None:
     state = {name: np.ascontiguousarray(value) for name, value in torch.to_torch(model, prefix=options.prefix).items()}
-    files.write(path, files.library("safetensors.numpy").save(state, {"format": "pt"}))
+    output.write_file(path, files.library("safetensors.numpy").save(state, {"format": "pt"}))
 
 
 def _write_onnx(path: Path, model: Model, options: FormatOptions) -> None:
     proto = onnx_writer.to_onnx(model, seq_lengths=options.seq_lengths, initial_carry=options.initial_carry)
-    files.write(path, proto.SerializeToString())
+    output.write_file(path, proto.SerializeToString())
 
 
 def _list_safetensors(where: Callable[[str], tuple[int, bool, int]], path: Path, prefix: str) -> Contents:

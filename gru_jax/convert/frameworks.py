@@ -1,4 +1,4 @@
-"""Models from and to the weights of Flax, Haiku and Equinox; none of them is imported.
+"""Models from and to the weights of Flax, Haiku and Equinox; none of them is imported to read weights.
 
 The differences between cells are data, in `gru_jax.convert.layouts`. Layers and directions differ too much for a table:
 each framework has two functions for them.
@@ -139,6 +139,8 @@ def _paths(leaves: Iterable[str], known: Sequence[layouts.Layout]) -> list[str]:
 
 
 def _to_flax(model: Model, layout: layouts.Layout) -> dict[str, Any]:
+    from flax import traverse_util  # only here: whoever reads weights need not wait for Flax
+
     check_gru(model)
     stack = model.stack
     tree: layouts.Leaves = {}
@@ -150,7 +152,7 @@ def _to_flax(model: Model, layout: layouts.Layout) -> dict[str, Any]:
                 of_layer + name + key: value
                 for key, value in layouts.arrays_of(layout, params, stack.cell.reset_after, model.use_bias)
             }
-    return layouts.nested(tree)
+    return traverse_util.unflatten_dict(tree, sep=".")
 
 
 # --- Haiku and Equinox ------------------------------------------------------------------------------------------------

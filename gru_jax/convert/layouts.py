@@ -194,24 +194,15 @@ def mapping(name: str, value: Any, source: str) -> Mapping[Any, Any]:
 
 
 def leaves_of(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The arrays of nested mappings, by their paths."""
+    """The arrays of nested mappings, by their paths.
+
+    `flax.traverse_util.flatten_dict` takes dicts alone, not a `nnx.State` or a mapping of Haiku, and strings as keys.
+    """
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from leaves_of(value, f"{path}.{key}" if path else str(key))
     elif tree is not None:
         yield path, array_of(tree)
-
-
-def nested(leaves: Leaves) -> dict[str, Any]:
-    """Nested dicts of arrays by path."""
-    tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *parents, name = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def array_of(value: Any) -> np.ndarray:

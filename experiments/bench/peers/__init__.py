@@ -1,16 +1,16 @@
-"""The GRUs that are compared: one adapter each, all on the same weights and inputs, each in its own layout."""
+"""The GRUs that are compared, with an adapter for each: all on the same weights and inputs, each in its own layout."""
 
-import difflib
 import functools
 
 from experiments.bench.peers import elsewhere, in_jax
 from experiments.bench.peers.base import Pass, Peer, Problem, Program, UnavailableError, make_problem
+from experiments.names import lookup
 
 __all__ = ["PEERS", "REFERENCE", "Pass", "Peer", "Problem", "Program", "UnavailableError", "get", "make_problem"]
 
 REFERENCE = "flax-nnx"
 
-# "auto" is one of the others.
+# "auto" is not among them, because it chooses one of the others.
 PEERS: dict[str, Peer] = {
     f"gru_jax-{method}": Peer(functools.partial(in_jax.gru_jax_method, method)) for method in ("scan", "fused")
 } | {
@@ -31,8 +31,4 @@ def get(name: str) -> Peer:
     Raises:
       ValueError: if there is none; the message suggests the nearest name.
     """
-    if name in PEERS:
-        return PEERS[name]
-    near = difflib.get_close_matches(name, PEERS, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"unknown peer {name!r}{hint} Peers: {', '.join(PEERS)}")
+    return lookup("peer", PEERS, name)

@@ -1,4 +1,4 @@
-"""What every adapter takes, a `Problem`, and what it makes of it, a `Program`.
+"""The interface of the adapters: each makes a `Program` of a `Problem`.
 
 Axis legend: T time, B sequences, D input features, H state features, 3H the gates r, z, n side by side.
 """
@@ -13,7 +13,7 @@ from experiments.bench.settings import Shape
 
 
 class Problem(NamedTuple):
-    """What is computed, as NumPy arrays in float32: hs from xs, and the gradient of the loss Σ g ⊙ hs.
+    """Weights and inputs, as NumPy arrays in float32. Peers compute hs from xs, and the gradient of the loss Σ g ⊙ hs.
 
     The recurrent bias is zero, because Flax's nnx cell has none.
 
@@ -34,10 +34,10 @@ class Pass(NamedTuple):
     """A forward or a gradient computation, ready to run.
 
     Attributes:
-      run: does it and returns the result once it is there.
-      array: of a result, the array to compare: hs (T, B, H), or for the gradient that of xs, (T, B, D).
-      compile_seconds: to trace and compile it; None where nothing is compiled.
-      temporary_bytes: the peak of temporary memory by XLA's analysis; None elsewhere.
+      run: computes the result, waits for it and returns it.
+      array: takes the array to compare from a result: hs (T, B, H), or the gradient with respect to xs, (T, B, D).
+      compile_seconds: to trace and compile; None if nothing is compiled.
+      temporary_bytes: peak temporary memory by XLA's analysis; None if XLA does not run it.
     """
 
     run: Callable[[], Any]
@@ -52,12 +52,12 @@ class Program(NamedTuple):
     Attributes:
       forward: hs.
       gradient: with respect to all parameters and xs; None where the peer has none.
-      kept_bytes: what the forward pass keeps for the gradient beside the arguments; None where there is no gradient.
+      residual_bytes: that the forward pass saves for the gradient, without the arguments; None without a gradient.
     """
 
     forward: Pass
     gradient: Pass | None = None
-    kept_bytes: int | None = None
+    residual_bytes: int | None = None
 
 
 class Peer(NamedTuple):
@@ -65,9 +65,9 @@ class Peer(NamedTuple):
 
     Attributes:
       make: builds its program.
-      load: imports what it needs; raises ImportError or `UnavailableError` where it cannot run.
-      distributions: whose versions belong to the result.
-      reset_after: which equations it computes, those of `gru_jax.CUDNN` (True) or of `gru_jax.CHO2014`.
+      load: imports the framework; raises ImportError or `UnavailableError` if it cannot run.
+      distributions: names of the distributions whose versions are reported.
+      reset_after: whether it has the equations of `gru_jax.CUDNN`, or those of `gru_jax.CHO2014`.
     """
 
     make: Callable[[Problem], Program]
@@ -77,7 +77,7 @@ class Peer(NamedTuple):
 
 
 class UnavailableError(Exception):
-    """A peer is installed, but cannot run here; the message says why."""
+    """A peer is installed but cannot run; the message says why."""
 
 
 def make_problem(shape: Shape, seed: int = 0) -> Problem:

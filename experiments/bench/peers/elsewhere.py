@@ -1,4 +1,4 @@
-"""Adapters of frameworks beside JAX, on the CPU, with as many threads as XLA has."""
+"""Adapters of frameworks other than JAX, on the CPU, with as many threads as XLA."""
 
 import importlib
 from typing import Any
@@ -43,7 +43,7 @@ def torch(problem: Problem) -> Program:
     return Program(
         Pass(forward, lambda hs: hs.numpy()),
         Pass(gradient, lambda gradients: gradients[-1].numpy()),
-        _kept_bytes(module, layer, xs),
+        _residual_bytes(module, layer, xs),
     )
 
 
@@ -59,7 +59,7 @@ def onnxruntime(problem: Problem) -> Program:
     onnx, runtime = load_onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = machine.threads()
-    # Its idle threads would otherwise burn the cores that the others run on.
+    # Otherwise its idle threads would spin on the cores that the other peers need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     model = _onnx_model(onnx, problem).SerializeToString()
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -85,24 +85,24 @@ def _onnx_model(onnx: Any, problem: Problem) -> Any:
         [helper.make_tensor_value_info("hs", kind, [steps, 1, batch, features])],
         [onnx.numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in arrays.items()],
     )
-    # Old versions of operator set and format, which every runtime reads.
+    # Old versions of the operator set and the format, which every runtime reads.
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
 
 
-def _kept_bytes(module: Any, layer: Any, xs: Any) -> int:
-    """The bytes of the tensors that autograd saves, without the arguments themselves."""
+def _residual_bytes(module: Any, layer: Any, xs: Any) -> int:
+    """The bytes of the tensors that autograd saves, without the arguments."""
     saved = []
 
-    def keep(tensor):
+    def save(tensor):
         saved.append(tensor)
         return tensor
 
-    with module.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with module.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         layer(xs)
-    held = {tensor.untyped_storage().data_ptr() for tensor in (*layer.parameters(), xs)}
-    # Views of one storage keep all of it, once. The tensors stay alive in `saved`, so no address is used twice.
+    arguments = {tensor.untyped_storage().data_ptr() for tensor in (*layer.parameters(), xs)}
+    # Views share a storage, which counts once. The tensors stay alive in `saved`, so no address is used twice.
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in saved}
-    return sum(size for address, size in storages.items() if address not in held)
+    return sum(size for address, size in storages.items() if address not in arguments)
 
 
 def _check_cpu() -> None:

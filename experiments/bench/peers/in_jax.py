@@ -1,4 +1,4 @@
-"""Adapters of frameworks on JAX. Each is jit-compiled as a function of parameters and inputs."""
+"""Adapters of frameworks on JAX, compiled by `jax.jit` as functions of parameters and inputs."""
 
 import importlib
 import math
@@ -27,7 +27,7 @@ def gru_jax_method(method: str, problem: Problem) -> Program:
 
 
 def load_native() -> None:
-    """Refuses where there are no kernels."""
+    """Raises `UnavailableError` if there are no kernels."""
     if reason := native_import_error or (not gru_jax.config.native and "gru_jax.config.native is False"):
         raise UnavailableError(reason)
 
@@ -43,7 +43,7 @@ def flax_nnx(problem: Problem) -> Program:
     put_into_flax(params["cell"], problem.weights)
 
     def run(params, xs):
-        # Without an initial carry the layer would draw from its random stream, which jax.jit does not let it.
+        # Without an initial carry the layer would draw from its random stream, which it cannot inside jax.jit.
         return nnx.merge(graph, params, rest)(xs, initial_carry=jnp.zeros((batch, features), xs.dtype))
 
     return _program(run, params, problem, batch_major=True)
@@ -77,7 +77,8 @@ def load_haiku() -> Any:
 
 
 def haiku(problem: Problem) -> Program:
-    """`hk.dynamic_unroll(hk.GRU)`. Reset before; its update gate replaces, so its weights have the other sign."""
+    """`hk.dynamic_unroll(hk.GRU)`. Its reset comes before the product; its update gate is 1 − z, so that the weights
+    have the opposite sign."""
     hk = load_haiku()
     features, batch = problem.shape.H, problem.shape.B
     signs = np.repeat(np.array([-1, 1, 1], np.float32), features)
@@ -122,7 +123,7 @@ def load_keras() -> Any:
     os.environ["KERAS_BACKEND"] = "jax"
     module = importlib.import_module("keras")
     if module.config.backend() != "jax":
-        raise UnavailableError(f"its backend is {module.config.backend()}, and cannot change any more")
+        raise UnavailableError(f"its backend is {module.config.backend()}, and can no longer be changed")
     return module
 
 
@@ -139,7 +140,7 @@ def keras(problem: Problem) -> Program:
 
 
 def _program(run: Run, params: Any, problem: Problem, batch_major: bool = False) -> Program:
-    """The program of a function of parameters and inputs; with `batch_major` xs and hs are (B, T, …)."""
+    """The program of a function of parameters and inputs; with `batch_major`, xs and hs are (B, T, …)."""
 
     def placed(array: Any) -> np.ndarray:
         return np.ascontiguousarray(np.swapaxes(array, 0, 1)) if batch_major else np.asarray(array)
@@ -151,23 +152,23 @@ def _program(run: Run, params: Any, problem: Problem, batch_major: bool = False)
     return Program(
         _pass(jax.jit(run), (params, xs), placed),
         _pass(jax.jit(jax.grad(loss, (0, 1))), (params, xs, g), lambda gradients: placed(gradients[1])),
-        _kept_bytes(run, params, xs),
+        _residual_bytes(run, params, xs),
     )
 
 
 def _pass(function: Any, arguments: tuple[Any, ...], array: Callable[[Any], np.ndarray]) -> Pass:
     started = time.perf_counter()
-    # Calls of the function find this compiled program; they are quicker than calls of the program itself.
+    # Calls of the function reuse this compiled program, and are faster than calls of the program itself.
     analysis = function.lower(*arguments).compile().memory_analysis()
     seconds = time.perf_counter() - started
     temporary = None if analysis is None else analysis.temp_size_in_bytes
     return Pass(lambda: jax.block_until_ready(function(*arguments)), array, seconds, temporary)
 
 
-def _kept_bytes(run: Run, params: Any, xs: jax.Array) -> int:
-    """The bytes of all that the forward pass hands to the backward pass, without the arguments themselves."""
+def _residual_bytes(run: Run, params: Any, xs: jax.Array) -> int:
+    """The bytes of the residuals that the forward pass saves for the backward pass, without the arguments."""
     jaxpr = jax.make_jaxpr(lambda params, xs: jax.vjp(run, params, xs)[1])(params, xs).jaxpr
-    held = {id(variable) for variable in (*jaxpr.invars, *jaxpr.constvars)}
-    # The same variable may be handed over several times.
-    kept = {id(variable): variable.aval for variable in jaxpr.outvars if id(variable) not in held}
-    return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values())
+    arguments = {id(variable) for variable in (*jaxpr.invars, *jaxpr.constvars)}
+    # A variable that is saved several times counts once.
+    saved = {id(variable): variable.aval for variable in jaxpr.outvars if id(variable) not in arguments}
+    return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in saved.values())
