@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
-"""The dtypes in which a cell computes."""
+"""The floating-point dtypes of parameters, inputs and states."""
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 """Those that promote to one of them."""
 
@@ -157,13 +157,12 @@ def lengths(name: str, value: jax.Array, batch: tuple[Any, ...], steps: Any) -> 
 
 
 def dtype(name: str, value: Any) -> None:
-    """Checks that `value` is one of the dtypes `FLOATS`, or None."""
-    if value is not None and not (jnp.issubdtype(value, jnp.floating) and jnp.dtype(value).name in FLOATS):
-        raise TypeError(f"{name} must be a floating-point dtype or None, one of {', '.join(FLOATS)}, got {value!r}")
+    """Checks that `value` is a real floating-point dtype, or None."""
+    if value is not None and not jnp.issubdtype(value, jnp.floating):
+        raise TypeError(f"{name} must be a floating-point dtype or None, got {value!r}")
 
 
-def param_dtype(value: Any) -> None:
+def param_dtype(value: Any, name: str = "param_dtype") -> None:
     """Checks that `value` is one of the dtypes `FLOATS`."""
-    dtype("param_dtype", value)
-    if value is None:
-        raise TypeError("param_dtype must be a floating-point dtype, got None")
+    if value is None or not jnp.issubdtype(value, jnp.floating) or jnp.dtype(value).name not in FLOATS:
+        raise TypeError(f"{name} must be a floating-point dtype, one of {', '.join(FLOATS)}, got {value!r}")

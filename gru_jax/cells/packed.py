@@ -189,7 +189,7 @@ class PackedCell(CellBase, Generic[P]):
                 checks.function(f"{name}_init", init)
         if update_bias_init is not None:
             self._check_update_bias(use_bias)
-        checks.dtype("dtype", dtype)
+        checks.param_dtype(dtype, "dtype")
         return self.draw(key, int(in_features), int(features), use_bias, inits, jnp.dtype(dtype))
 
     def _check_update_bias(self, use_bias: bool) -> None:
