@@ -156,7 +156,7 @@ def needs_devices() -> bool:
     return any(lowering.opaque for lowering in _registered)
 
 
-CELL_PREFIX = "gru_jax."
+CELL_PREFIX = "unroll."
 """With it begins the name of a compiled function that runs a cell: the name of the cell and of the lowering follow."""
 
 

@@ -345,13 +345,16 @@ def loops(gradient, types, platform):
 @pytest.mark.parametrize("cell", [gru_jax.CUDNN, gru_jax.CHO2014])
 def test_a_program_for_another_platform_saves_nothing_for_a_cpu(cell, platform, monkeypatch):
     """On a host with a CPU, whose own program saves more; of cells run by their step, `test_accelerators`."""
-    with_more = gradient_and_types(cell, MANY, method="fused")
-    assert len(loops(*with_more, platform)) == 2
-    with monkeypatch.context() as context:
-        context.setattr(gru_jax.config, "keep_residuals", False)
-        alone = gradient_and_types(cell, MANY, method="fused")
-        assert loops(*alone, platform) == loops(*with_more, platform)
-        assert loops(*alone, "cpu") != loops(*with_more, "cpu")
+
+    def both():
+        return [loops(*gradient_and_types(cell, MANY, method="fused"), target) for target in (platform, "cpu")]
+
+    of_platform, of_cpu = both()
+    assert len(of_platform) == 2
+    monkeypatch.setattr(gru_jax.config, "keep_residuals", False)
+    alone, of_cpu_alone = both()
+    assert alone == of_platform
+    assert of_cpu_alone != of_cpu
 
 
 def test_a_minimal_gru_runs_by_the_platform_that_is_lowered_for():
@@ -363,12 +366,14 @@ def test_a_minimal_gru_runs_by_the_platform_that_is_lowered_for():
         assert loops(function, types, "cuda") == loops(function, types, "tpu") == []
 
 
-def test_an_lstm_of_many_weights_runs_by_the_platform_that_is_lowered_for():
+def test_an_lstm_of_many_weights_runs_by_the_platform_that_is_lowered_for(monkeypatch):
     """By autodiff of the scan on a CPU, elsewhere by the two recurrences, which save fewer arrays of every step."""
     gradient, types = gradient_and_types(LSTM(), MANY, batch=9)
-    for platform in ("cuda", "tpu"):
-        assert loops(gradient, types, platform) == loops(*gradient_and_types(LSTM(), MANY, 9, "fused"), platform)
-    assert loops(gradient, types, "cpu") == loops(*gradient_and_types(LSTM(), MANY, 9, "scan"), "cpu")
+    found = {platform: loops(gradient, types, platform) for platform in ("cpu", "cuda", "tpu")}
+    assert found.pop("cpu") == loops(*gradient_and_types(LSTM(), MANY, 9, "scan"), "cpu")
+    monkeypatch.setattr(gru_jax.config, "keep_preactivations", False)
+    for platform, of_platform in found.items():
+        assert of_platform == loops(*gradient_and_types(LSTM(), MANY, 9, "fused"), platform)
 
 
 def by_jacobians(o, *, method, reset_after, reverse, transposed):
