@@ -371,7 +371,7 @@ def test_an_lstm_of_many_weights_runs_by_the_platform_that_is_lowered_for(monkey
     gradient, types = gradient_and_types(LSTM(), MANY, batch=9)
     found = {platform: loops(gradient, types, platform) for platform in ("cpu", "cuda", "tpu")}
     assert found.pop("cpu") == loops(*gradient_and_types(LSTM(), MANY, 9, "scan"), "cpu")
-    monkeypatch.setattr(gru_jax.config, "keep_preactivations", False)
+    monkeypatch.setattr(gru_jax.config, "keep_residuals", False)
     for platform, of_platform in found.items():
         assert of_platform == loops(*gradient_and_types(LSTM(), MANY, 9, "fused"), platform)
 
