@@ -16,7 +16,7 @@ from gru_jax.lowerings.native import native_import_error
 # Both must be set before JAX makes an array, and test modules make some when they are imported.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
-# Nobody reads where an operation comes from in compiled programs, and it takes a thirtieth of the time to write it there.
+# Nobody reads, in these programs, where an operation comes from; to write it takes a thirtieth of the time.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 
 if native_import_error:  # the tests run without them too, and need not be told

@@ -108,6 +108,7 @@ def test_rollout(capsys, monkeypatch):
     assert (header[-1], row[-1]) == ("gru_jax-auto is the same program as", "-")
 
 
+@pytest.mark.long
 def test_cells(tmp_path, capsys):
     """Outputs and gradients are the scan's; Flax' LSTM has the same equations and weights."""
     options = ["--cells", "--shapes", "3,2,3,4", "--rounds", "1", "--sample-ms", "0"]

@@ -33,7 +33,11 @@ assert sys.modules["gru_jax"] is None
 
 
 @pytest.mark.parametrize(
-    ("cell", "options"), [("cudnn", {"num_layers": 2, "bidirectional": True}), ("cho2014", {"reverse": True})]
+    ("cell", "options"),
+    [
+        ("cudnn", {"num_layers": 2, "bidirectional": True}),
+        pytest.param("cho2014", {"reverse": True}, marks=pytest.mark.long),
+    ],
 )
 def test_a_process_without_gru_jax_runs_it(tmp_path, cell, options):
     one = model(CELLS[cell], **options)

@@ -188,8 +188,9 @@ class Model(nn.Module):
 @pytest.mark.parametrize(
     ("place", "lengths"),
     [
-        *((place, LENGTH_ARRAY) for place in ("setup", "compact", "named", "both ways", "rematerialised")),
-        ("both ways", None),
+        *((place, LENGTH_ARRAY) for place in ("setup", "both ways", "rematerialised")),
+        *(pytest.param(place, LENGTH_ARRAY, marks=pytest.mark.long) for place in ("compact", "named")),
+        pytest.param("both ways", None, marks=pytest.mark.long),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
