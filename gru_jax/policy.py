@@ -31,9 +31,11 @@ KERNEL_MIN_USES = 4
 sequence within a `lax.scan` of 128 calls, D = H = 32, 128, 256: 0.66, 0.84, 0.45 times as fast as Flax' cell by the
 kernel, 1.21, 0.95, 1.02 by XLA; of four sequences 1.33, 1.23, 1.24 and 1.10, 1.04, 0.99 (as above).
 
-A call alone of one step is 1.8 to 3 times as fast by the kernel. But a lowering cannot tell whether it lies within a
-`lax.scan`: JAX lowers a primitive's rule as a function of its own, cached by the types of its operands and by its
-parameters, with an empty name stack (jax 0.10.2 and 0.12, `_emit_lowering_rule_as_fun`). So one choice serves both."""
+A call alone of one step and one sequence, D = H = 32, 128, 256, 512: 1.8, 1.6, 1.3, 1.7 times as fast by the kernel as
+by XLA (table "T = 1, alone" of the same command, medians of five processes). But a lowering cannot tell whether it lies
+within a `lax.scan`: JAX lowers a primitive's rule as a function of its own, cached by the types of its operands and by
+its parameters, with an empty name stack (jax 0.10.2 and 0.12, `_emit_lowering_rule_as_fun`). So one choice serves
+both."""
 KERNEL_MAX_WEIGHTS_OF_ONE_STEP = 1 << 20
 """A single step with more weights than this is left to XLA, for however many sequences: they leave the caches. Within a
 scan of 128 calls, D = H = 512 and 4, 16, 64, 256 sequences: 0.71, 0.76, 0.97, 0.97 times as fast as Flax' cell by the
@@ -99,7 +101,8 @@ def hoists_projection(elements: int) -> bool:
 # --- Any cell ---------------------------------------------------------------------------------------------------------
 
 # Gradients of an LSTM, as multiples of the faster of Flax' two LSTM cells (T, B, D, H): by autodiff of the plain scan,
-# by the two recurrences, and by these with saved products (`python -m experiments bench --cells`, one run, AVX2).
+# by the two recurrences, and by these with saved products (one run of a script that was not kept, AVX2;
+# `python -m experiments bench --cells` has the first two, and the third where it is chosen).
 #
 #     100,   8,  64, 128      0.88  1.50  1.63
 #     2000,  1,  64, 128      1.00  1.20  1.50
