@@ -41,8 +41,7 @@ def states(operands: Operands, *, cell: GRU, reverse: bool, method: str) -> jax.
 
 
 def _bind(primitive: Primitive, operands: Any, **params: Any) -> Any:
-    if registry.needs_devices():
-        partitioning.prepare(*PRIMITIVES)
+    partitioning.prepare(*PRIMITIVES)
     leaves, structure = jax.tree.flatten(operands)
     # Inside shard_map, operands that are equal on all devices must be marked as varying like the others are, so that
     # their gradient is summed over devices.

@@ -151,11 +151,6 @@ def _lower(primitive: Primitive, platform: str | None, ctx: Any, *leaves: Any, s
         return mlir.lower_fun(call)(ctx.replace(avals_in=avals), *leaves)
 
 
-def needs_devices() -> bool:
-    """Whether a lowering partitions its calls itself."""
-    return any(lowering.opaque for lowering in _registered)
-
-
 CELL_PREFIX = "unroll."
 """With it begins the name of a compiled function that runs a cell: the name of the cell and of the lowering follow."""
 
