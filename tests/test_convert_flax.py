@@ -131,14 +131,17 @@ def test_our_layer_takes_the_weights_of_the_one_it_replaces():
     np.testing.assert_allclose(outputs, Tagger().apply(variables, xs), atol=1e-6)
 
 
-@few
-@given(
+each_model = given(
     st.sampled_from([gru_jax.CUDNN, gru_jax.CHO2014, gru_jax.GOODFELLOW]),
     st.integers(1, 3),
     st.booleans(),
     st.booleans(),
     st.fixed_dictionaries(sizes),
 )
+
+
+@few
+@each_model
 def test_our_linen_layer(cell, num_layers, bidirectional, use_bias, drawn):
     m = model(cell, num_layers=num_layers, bidirectional=bidirectional, use_bias=use_bias, **drawn)
     layer, variables = gru_jax.linen.GRU.from_model(m)
@@ -235,13 +238,7 @@ def test_into_our_cell_in_the_rnn_of_nnx(bidirectional):
 
 
 @few
-@given(
-    st.sampled_from([gru_jax.CUDNN, gru_jax.CHO2014, gru_jax.GOODFELLOW]),
-    st.integers(1, 3),
-    st.booleans(),
-    st.booleans(),
-    st.fixed_dictionaries(sizes),
-)
+@each_model
 def test_our_nnx_layer(cell, num_layers, bidirectional, use_bias, drawn):
     m = model(cell, num_layers=num_layers, bidirectional=bidirectional, use_bias=use_bias, **drawn)
     layer = gru_jax.nnx.GRU.from_model(m)
